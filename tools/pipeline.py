@@ -1,0 +1,213 @@
+"""
+The chain from above: what would run, run it, what state it is in, why, and does it prove itself.
+
+    python tools/pipeline.py run demo
+    python tools/pipeline.py status demo
+    python tools/pipeline.py why checkpoints/demo/base
+    python tools/pipeline.py verify checkpoints/demo/gguf/model-q8_0.gguf
+
+Exit codes are those of the stages: 0, 2 config, 3 upstream, 4 failed, 75 preempted, 130 interrupted.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.pipeline.errors import ConfigError, LockstepError
+from utils.pipeline.manifest import read_manifest
+from utils.pipeline.plan import (
+    Node,
+    describe_difference,
+    first_problem,
+    fix_of,
+    plan,
+    read_profile,
+    status,
+)
+from utils.pipeline.review import abandoned_builds, explain, verify_chain_rows, verify_gguf_rows
+from utils.pipeline.run import Launcher, run_profile
+from utils.pipeline.verify import Verifier
+from utils.pipeline.workspace import REPOSITORY, Workspace
+
+NOT_GOOD = 3
+
+
+def main(argv: Sequence[str], workspace: Workspace = REPOSITORY, launch: Launcher | None = None) -> int:
+    """
+    Run one command and return its exit code; `launch` stands in for starting a stage's process in tests.
+    """
+    arguments = _parse(argv)
+    try:
+        if arguments.command == "run":
+            return run_profile(arguments, workspace, launch)
+        return COMMANDS[arguments.command](arguments, workspace)
+    except LockstepError as error:
+        print(f"error: {error.report()}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tools/pipeline.py", description=__doc__.splitlines()[1])
+    commands = parser.add_subparsers(dest="command", required=True)
+    described = {
+        "plan": "what `run` would do, and why",
+        "run": "bring every stage of a profile up to date",
+        "status": "the verdict on every artifact of a profile; exit 3 unless all are ok or allowed",
+        "why": "why an artifact is what it is: which input or setting changed",
+        "verify": "check an artifact or a GGUF, down to the raw inputs; exit 3 unless all is well",
+        "diff": "what two artifacts of one kind differ in",
+        "gc": "abandoned build folders; removes them with --yes",
+    }
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text) for name, text in described.items()
+    }
+    for name in ("plan", "run", "status", "gc"):
+        parsers[name].add_argument("profile")
+    for name in ("why", "verify"):
+        parsers[name].add_argument(
+            "path", type=Path, help="an artifact folder" + " or .gguf" * (name == "verify")
+        )
+    parsers["diff"].add_argument("before", type=Path)
+    parsers["diff"].add_argument("after", type=Path)
+    for name in ("plan", "status", "verify", "diff"):
+        parsers[name].add_argument("--json", action="store_true", help="print data instead of text")
+    for name in ("plan", "run", "status", "verify"):
+        parsers[name].add_argument("--verify", dest="mode", choices=["full", "cached"], default="full")
+    run = parsers["run"]
+    run.add_argument(
+        "--from", dest="first", default="", metavar="STAGE", help="leave earlier stages as they are"
+    )
+    run.add_argument("--to", dest="last", default="", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--force", default="", metavar="STAGE", help="build this stage even if it is up to date")
+    run.add_argument(
+        "--accelerate", default="", metavar="FILE", help="launch training stages with this config"
+    )
+    parsers["gc"].add_argument("--yes", action="store_true", help="really remove them")
+    return parser.parse_args(argv)
+
+
+def _plan(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    steps = plan(read_profile(arguments.profile, workspace), Verifier(workspace, arguments.mode))
+    if arguments.json:
+        keys = ("stage", "action", "reason", "seconds")
+        rows = [(step.node.stage, step.action, step.reason, step.seconds) for step in steps]
+        return _print_json([dict(zip(keys, row, strict=True)) for row in rows])
+    width = max(len(step.reason) for step in steps)
+    for step in steps:
+        about = f"about {step.seconds:.0f} s" if step.seconds and step.action != "up to date" else ""
+        print(f"{step.node.stage:<23}{step.action:<12}{step.reason:<{width}}   {about}".rstrip())
+    return 0
+
+
+def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    rows = status(read_profile(arguments.profile, workspace), Verifier(workspace, arguments.mode))
+    problem = first_problem(rows)
+    code = NOT_GOOD if problem else 0
+    if arguments.json:
+        keys = ("stage", "verdict", "output_digest", "note")
+        data = [
+            (row.node.stage, str(row.verdict), row.manifest.output_digest if row.manifest else "", row.note)
+            for row in rows
+        ]
+        _print_json([dict(zip(keys, row, strict=True)) for row in data])
+        return code
+    for row in rows:
+        identity = (
+            f"{row.manifest.output_digest[:12]} {_size(row.manifest.total_bytes):>10}" if row.manifest else ""
+        )
+        detail = "; ".join(text for text in (row.verdict.detail, row.note) if text)
+        print(f"{row.node.stage:<23}{row.verdict.kind:<11}{identity}   {detail}".rstrip())
+    if problem:
+        bad = sum(not row.verdict.good for row in rows)
+        print(f"{bad} problem{'s' * (bad > 1)}: {fix_of(problem)}")
+    return code
+
+
+def _why(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    for line in explain(_folder(arguments.path, workspace), workspace):
+        print(line)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    path = workspace.path(arguments.path.absolute())
+    verifier = Verifier(workspace, arguments.mode)
+    report = verify_gguf_rows(path, verifier) if path.suffix == ".gguf" else verify_chain_rows(path, verifier)
+    if arguments.json:
+        _print_json(
+            {"rows": [row.as_dict() for row in report.rows], "files": report.files, "bytes": report.bytes}
+        )
+    else:
+        width = max(len(row.name) + 2 * row.depth for row in report.rows) + 3
+        for row in report.rows:
+            print(f"{'  ' * row.depth + row.name:<{width}}{row.verdict}   {row.note}".rstrip())
+        print(f"verified {report.files} files, {_size(report.bytes)} in {report.seconds:.1f} s")
+    return 0 if all(row.verdict.good for row in report.rows) else NOT_GOOD
+
+
+def _diff(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    manifests = []
+    for path in (arguments.before, arguments.after):
+        manifest, verdict = read_manifest(_folder(path, workspace))
+        if manifest is None:
+            raise ConfigError(f"{path} cannot be compared: {verdict}")
+        manifests.append(manifest)
+    same, differs = describe_difference(*manifests)
+    if arguments.json:
+        return _print_json({"same": same, "differs": differs})
+    print(f"same      {', '.join(same) or 'nothing'}")
+    print(f"differs   {'; '.join(differs) or 'nothing'}")
+    return 0
+
+
+def _gc(arguments: argparse.Namespace, workspace: Workspace) -> int:
+    nodes: list[Node] = read_profile(arguments.profile, workspace)
+    found = abandoned_builds(nodes, Verifier(workspace, "cached"))
+    total = sum(row.bytes for row in found)
+    count = f"{len(found)} folder{'s' * (len(found) != 1)}, {_size(total)}"
+    names = "; ".join(f"{workspace.relative(row.folder)}, abandoned build, {row.note}" for row in found)
+    if arguments.yes:
+        for row in found:
+            shutil.rmtree(row.folder)
+    ask = "removed" if arguments.yes else "would remove"
+    print(f"{ask} {count}{'' if arguments.yes else ' (add --yes)'}{': ' * bool(names)}{names}")
+    print("never touched: sealed artifacts, raw sources, logs; .tampered folders are named, not removed")
+    for node in nodes:
+        kept = node.output.with_name(node.output.name + ".tampered")
+        if kept.is_dir():
+            print(f"kept      {workspace.relative(kept)}, an altered artifact that --force set aside")
+    return 0
+
+
+def _folder(path: Path, workspace: Workspace) -> Path:
+    folder = workspace.path(path.absolute())
+    if not folder.is_dir():
+        raise ConfigError(f"{path} is not a folder")
+    return folder
+
+
+def _print_json(data: object) -> int:
+    print(json.dumps(data, indent=1))
+    return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Workspace], int]] = {
+    "plan": _plan,
+    "status": _status,
+    "why": _why,
+    "verify": _verify,
+    "diff": _diff,
+    "gc": _gc,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

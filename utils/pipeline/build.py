@@ -1,0 +1,322 @@
+"""
+One build of one artifact: decide whether it is needed, find or make its build folder, seal it when it is
+done.
+
+    build = begin_build("40_pack_dataset", loaded, workspace, output, arguments, log)     # None: up to date
+    ...
+    finish_build(build, metrics, tokenizer, rates, started, log)
+"""
+
+import argparse
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from utils.pipeline.config import LoadedConfig
+from utils.pipeline.environment import code_record, environment_record, host_class
+from utils.pipeline.errors import UpstreamError
+from utils.pipeline.guards import GUARDS
+from utils.pipeline.log import Log, utc_now
+from utils.pipeline.manifest import Manifest
+from utils.pipeline.proof import Proof, prove_inputs
+from utils.pipeline.refusal import build_command
+from utils.pipeline.seal import STATE, partial_of, publish, remove_scratch, write_manifest
+from utils.pipeline.verdict import Verdict, shown
+from utils.pipeline.verify import Currency, Mode, Verifier, changes_since, stored_currency
+from utils.pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build folder and everything its manifest will say about where it came from."""
+
+    stage: str
+    loaded: LoadedConfig
+    workspace: Workspace
+    output: Path
+    proof: Proof
+    run_id: str
+    resumed: bool
+    verify: Mode
+    argv: list[str]
+    keep_tampered: bool
+    was: str  # output digest of the artifact that is replaced, or ""
+
+    @property
+    def partial(self) -> Path:
+        return partial_of(self.output)
+
+    @property
+    def key(self) -> str:
+        return self.proof.key
+
+    def record_end(self, word: str, exit_code: int) -> None:
+        """Note in the build folder how the build ended."""
+        state = _read_state(self.partial)
+        if state is not None:
+            _write_state(self.partial, state | {"ended": word, "exit_code": exit_code})
+
+    def seal_checkpoint(self, folder: Path, checkpoint: dict, tokenizer: dict) -> str:
+        """Seal a folder below `checkpoints/` as an artifact of its own (P41); returns its output digest."""
+        fields = self.fields({}, tokenizer, {}, time.time()) | {"checkpoint": checkpoint}
+        return write_manifest(folder, fields, self.workspace).output_digest
+
+    def fields(self, metrics: dict, tokenizer: dict, rates: dict, started: float) -> dict:
+        """The manifest but for its outputs and digests."""
+        loaded, config_class = self.loaded, type(self.loaded.config)
+        script = self.workspace.root / "scripts" / f"{self.stage}.py"
+        return {
+            "stage": self.stage,
+            "stage_version": config_class.stage_version,
+            "determinism": config_class.determinism,
+            "key": self.key,
+            "config": {
+                "path": loaded.path,
+                "sha256": loaded.sha256,
+                "semantic": self.proof.currency.semantic,
+                "resolved": loaded.resolved,
+            },
+            "inputs": [self._input_record(role) for role in sorted(self.proof.inputs)],
+            "tokenizer": tokenizer,
+            "sources": [source.record for source in self.proof.sources.values()],
+            "metrics": metrics,
+            "code": code_record(script, self.workspace.root),
+            "environment": environment_record(self.workspace.root),
+            "mismatches_allowed": self.proof.waivers,
+            "run": self._run_record(rates, started),
+        }
+
+    def _input_record(self, role: str) -> dict:
+        found = self.proof.inputs[role]
+        manifest = found.manifest
+        return {
+            "role": role,
+            "path": self.workspace.relative(found.path),
+            "stage": manifest.stage,
+            "run_id": manifest.run.id,
+            "output_digest": manifest.output_digest,
+            "manifest_sha256": manifest.manifest_sha256,
+        }
+
+    def _run_record(self, rates: dict, started: float) -> dict:
+        now = time.time()
+        return {
+            "id": self.run_id,
+            "started": datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "finished": utc_now(),
+            "seconds": round(now - started, 1),
+            "rates": rates,
+            "argv": [f"scripts/{self.stage}.py", *self.argv],
+            "host_class": host_class(),
+        }
+
+
+def begin_build(
+    stage: str,
+    loaded: LoadedConfig,
+    workspace: Workspace,
+    output: Path,
+    arguments: argparse.Namespace,
+    log: Log,
+) -> Build | None:
+    """
+    Verify what the stage stands on and prepare its build folder; None when there is nothing to do (P25,
+    P26).
+    """
+    verifier = Verifier(workspace, arguments.verify)
+    own, verdict = verifier.artifact(output)
+    proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, own)
+    verdict = _own_verdict(own, verdict, proof, verifier)
+    altered = verdict.kind in ("tampered", "mismatched")
+    if altered and not arguments.force:
+        raise _altered(stage, workspace.relative(output), verdict, loaded.path)
+    relative, was = workspace.relative(output), own.output_digest if own else ""
+    if verdict.good and not arguments.force:
+        log.event("up to date", f"{relative} {was[:12]}", output_digest=was)
+        return None
+    reason = _why_build(verdict, arguments.force)
+    if arguments.dry_run:
+        log.event("would build", f"{relative}: {reason}; key {proof.key[:12]}", key=proof.key)
+        return None
+    run_id, resumed = _prepare(stage, loaded, output, proof, arguments.resume, log)
+    log.event("build", f"{relative}: {reason}", key=proof.key, reason=reason)
+    return Build(
+        stage=stage,
+        loaded=loaded,
+        workspace=workspace,
+        output=output,
+        proof=proof,
+        run_id=run_id,
+        resumed=resumed,
+        verify=arguments.verify,
+        argv=_arguments_as_typed(arguments),
+        keep_tampered=altered,
+        was=was,
+    )
+
+
+def _arguments_as_typed(arguments: argparse.Namespace) -> list[str]:
+    typed = sys.argv[1:]
+    return typed if str(arguments.config) in typed else ["--config", str(arguments.config)]
+
+
+def _own_verdict(own: Manifest | None, verdict: Verdict, proof: Proof, verifier: Verifier) -> Verdict:
+    """The present artifact against its own manifest, then against what would be built now."""
+    if own is None or not verdict.good:
+        return verdict
+    for role, found in proof.inputs.items():
+        edited = verifier.edited_since(own, role, found.manifest)
+        if not edited.good:
+            where = verifier.workspace.relative(found.path)
+            raise UpstreamError(
+                f'{proof.stage} cannot start: input "{found.role}" ({where}) is {edited}',
+                fix=build_command(found.manifest.stage, found.manifest.config.path, force=True),
+                input=found.role,
+                verdict=str(edited),
+                component=edited.component,
+                expected=edited.before,
+                actual=edited.after,
+            )
+    changes = changes_since(stored_currency(own), proof.currency)
+    return Verdict.changed("stale", changes) if changes else verdict
+
+
+def _altered(stage: str, relative: str, verdict: Verdict, config_path: str) -> UpstreamError:
+    return UpstreamError(
+        f"{stage} will not build over altered files: {relative} is {verdict}\n"
+        "  a rebuild would destroy the edit; with --force the altered folder is kept beside the new one",
+        fix=build_command(stage, config_path, force=True),
+        verdict=str(verdict),
+        component=verdict.component,
+        expected=verdict.before,
+        actual=verdict.after,
+    )
+
+
+def _why_build(verdict: Verdict, force: bool) -> str:
+    return "forced" if force and verdict.good else str(verdict)
+
+
+# the build folder
+
+
+def _read_state(partial: Path) -> dict | None:
+    try:
+        return json.loads((partial / STATE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_state(partial: Path, state: dict) -> None:
+    (partial / (STATE + ".new")).write_text(json.dumps(state), encoding="ascii")
+    (partial / (STATE + ".new")).replace(partial / STATE)
+
+
+def _prepare(
+    stage: str, loaded: LoadedConfig, output: Path, proof: Proof, resume: str, log: Log
+) -> tuple[str, bool]:
+    """
+    The run id and whether an unfinished build is continued; a leftover of another key is refused or
+    discarded (P26).
+    """
+    partial = partial_of(output)
+    state = _read_state(partial)
+    if partial.is_dir() and resume == "never":
+        log.event("discarding", f"an unfinished build ({_describe(partial)}), as --resume never asks")
+        state = _discard(partial)
+    if state is not None and state["key"] == proof.key:
+        log.event("resuming", f"an unfinished build of {state['started']}")
+        return state["run_id"], True
+    if partial.is_dir():
+        if problem := state and GUARDS["G15"](changes_since(_currency_of(state), proof.currency)):
+            if type(loaded.config).keeps_partial:
+                raise _other_partial(stage, partial, problem, loaded)
+            log.event("discarding", f"an unfinished build: {problem}")
+        _discard(partial)
+    partial.mkdir(parents=True)
+    run_id = secrets.token_hex(16)
+    now = proof.currency
+    facts = {"semantic": now.semantic, "inputs": now.inputs, "sources": now.sources}
+    identity = {"key": proof.key, "stage": stage, "stage_version": now.stage_version, "run_id": run_id}
+    _write_state(partial, identity | {"started": utc_now()} | facts)
+    return run_id, False
+
+
+def _currency_of(state: Mapping) -> Currency:
+    return Currency(state["semantic"], state["inputs"], state["sources"], state["stage_version"])
+
+
+def _discard(partial: Path) -> None:
+    shutil.rmtree(partial)
+
+
+def _describe(partial: Path) -> str:
+    sizes = [path.stat().st_size for path in partial.rglob("*") if path.is_file()]
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+
+
+def _other_partial(stage: str, partial: Path, problem: Verdict, loaded: LoadedConfig) -> UpstreamError:
+    command = build_command(stage, loaded.path)
+    return UpstreamError(
+        f"{stage} cannot start: the unfinished build {partial.name} ({_describe(partial)}) is {problem}",
+        fix=f"put the old value back to continue it, or: {command} --resume never   (throws it away)",
+        verdict=str(problem),
+        component=problem.component,
+        expected=problem.before,
+        actual=problem.after,
+    )
+
+
+# the end
+
+
+def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, started: float, log: Log) -> None:
+    """Look at the inputs once more, write the manifest last, move the folder into place (P22, P28)."""
+    _second_look(build)
+    fields = build.fields(metrics, tokenizer or build.proof.tokenizer, rates, started)
+    manifest = write_manifest(build.partial, fields, build.workspace)
+    remove_scratch(build.partial)
+    publish(build.output, ".tampered" if build.keep_tampered else "")
+    log.path = build.output / "log" / "events.jsonl"
+    relative = build.workspace.relative(build.output)
+    replaced = f", was {build.was[:12]}" if build.was and build.was != manifest.output_digest else ""
+    text = f"{relative} {manifest.output_digest[:12]}, {manifest.run.seconds:.1f} s{replaced}"
+    log.event("done", text, output_digest=manifest.output_digest)
+
+
+def _second_look(build: Build) -> None:
+    """Refuse to seal when an input or a source is no longer what was proven before the work."""
+    verifier = Verifier(build.workspace, build.verify)
+    before, after, found = {}, {}, {}
+    for role, given in build.proof.inputs.items():
+        manifest, verdict = verifier.artifact(given.path)
+        before[role] = given.manifest.manifest_sha256
+        after[role] = manifest.manifest_sha256 if manifest and verdict.good else str(verdict)
+        found[role] = verdict
+    for name, source in build.proof.sources.items():
+        before[f"source {name}"] = source.record["digest"]
+        after[f"source {name}"] = source.external.record(build.workspace)["digest"]
+    changed = GUARDS["G14"](before, after)
+    if not changed:
+        return
+    role = changed[0][0]
+    verdict = found.get(role)
+    what = verdict.component if verdict and not verdict.good else "it was rebuilt"
+    kind = verdict.kind if verdict and not verdict.good else "stale"
+    raise UpstreamError(
+        f'input "{role}" changed while {build.stage} was running: {what}\n'
+        f"  proven    {shown(before[role])}   when the stage started\n"
+        f"  found     {shown(after[role])}   now; nothing was sealed, {build.partial.name} keeps the work",
+        fix=f"restore or rebuild it, then rerun: {build_command(build.stage, build.loaded.path)}",
+        input=role,
+        verdict=f"{kind} ({role}: changed while {build.stage} was running)",
+        component=what,
+        expected=before[role],
+        actual=after[role],
+    )

@@ -1,0 +1,139 @@
+"""
+Running a profile: start each stage that is not up to date in its own process, in order, until one fails.
+
+    code = run_profile(arguments, REPOSITORY)
+
+Up-to-date stages start no process. A stage that a launcher hides behind another exit code is asked through
+its build folder.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.pipeline.errors import ConfigError, StageError
+from utils.pipeline.locks import exclusive
+from utils.pipeline.manifest import Manifest
+from utils.pipeline.plan import Judged, Node, judge, read_profile
+from utils.pipeline.seal import STATE, partial_of
+from utils.pipeline.verdict import Verdict
+from utils.pipeline.verify import Verifier
+from utils.pipeline.workspace import Workspace
+
+Launcher = Callable[[Sequence[str], Path], int]
+TRAINING_STAGES = ("50_pretrain", "70_train_sft", "90_train_preferences")
+NAME_COLUMN, WORD_COLUMN = 22, 13
+
+
+def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Launcher | None = None) -> int:
+    """
+    Bring the stages between --from and --to up to date; returns the first failing stage's exit code, or
+    0.
+    """
+    profile = arguments.profile
+    nodes = read_profile(profile, workspace)
+    chosen = _chosen(nodes, arguments.first, arguments.last, arguments.force)
+    counts = {"up to date": 0, "built": 0, "failed": 0}
+    started, code = time.time(), 0
+    with exclusive(workspace, f"profile-{profile}", f"another run of profile {profile} is active"):
+        verifier = Verifier(workspace, arguments.mode)
+        for node in chosen:
+            code, word = _bring_up_to_date(node, arguments, verifier, launch or start_process)
+            counts[word] += 1
+            if code:
+                break
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+    print(f"{len(chosen)} stages: {summary} in {time.time() - started:.1f} s", flush=True)
+    return code
+
+
+def _chosen(nodes: list[Node], first: str, last: str, forced: str) -> list[Node]:
+    names = [node.stage for node in nodes]
+    for name in (first, last, forced):
+        if name and name not in names:
+            raise ConfigError(f'this profile has no stage "{name}"', fix=f"stages: {', '.join(names)}")
+    start = names.index(first) if first else 0
+    stop = names.index(last) + 1 if last else len(nodes)
+    return nodes[start:stop]
+
+
+def _bring_up_to_date(
+    node: Node, arguments: argparse.Namespace, verifier: Verifier, launch: Launcher
+) -> tuple[int, str]:
+    before = judge(node, verifier)
+    forced = arguments.force == node.stage
+    if before.verdict.good and not forced:
+        _say(node, "up to date", before.manifest.output_digest[:12])
+        return 0, "up to date"
+    started = time.time()
+    command = _command(node, forced, arguments.accelerate, arguments.mode)
+    code = launch(command, verifier.workspace.root)
+    if code:
+        code = _recorded_code(node, code)
+        _say(node, "failed", f"exit {code}")
+        return code, "failed"
+    verifier.forget(node.output)
+    _say(node, "built", _built(verifier.manifest(node.output), before, time.time() - started))
+    return 0, "built"
+
+
+def _command(node: Node, forced: bool, accelerate: str, mode: str) -> list[str]:
+    script = ["scripts/" + node.stage + ".py", "--config", node.loaded.path, "--verify", mode]
+    script += ["--force"] if forced else []
+    if accelerate and node.stage in TRAINING_STAGES:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate]
+        return [*launcher, *script]
+    return [sys.executable, *script]
+
+
+def _built(manifest: Manifest | None, before: Judged, seconds: float) -> str:
+    if manifest is None:
+        raise StageError(f"{before.node.stage} said it was done and left no manifest")
+    text = f"{manifest.output_digest[:12]}   {seconds:.1f} s"
+    if before.manifest is None or before.manifest.output_digest == manifest.output_digest:
+        return text
+    return f"{text}   was {before.manifest.output_digest[:12]}: {_cause(before.verdict)}"
+
+
+def _cause(verdict: Verdict) -> str:
+    return verdict.detail.replace(": ", " ", 1) if verdict.detail else verdict.kind
+
+
+def _recorded_code(node: Node, code: int) -> int:
+    """The true exit code, which launchers replace by 1; it stands in the state of the build folder."""
+    state = partial_of(node.output) / STATE
+    if code != 1 or not state.is_file():
+        return code
+    return json.loads(state.read_text(encoding="ascii")).get("exit_code", code)
+
+
+def start_process(command: Sequence[str], root: Path) -> int:
+    """
+    Run one stage and wait; SIGTERM and Ctrl-C are passed on to all of its processes, which decide how to
+    leave.
+
+    The stage gets a process group of its own, so that nobody hears a Ctrl-C twice.
+    """
+    process = subprocess.Popen(command, cwd=root, start_new_session=True)
+
+    def forward(number: int, _frame: object) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def _say(node: Node, word: str, text: str) -> None:
+    print(f"{node.stage:<{NAME_COLUMN}}{word:<{WORD_COLUMN}}{text}", flush=True)

@@ -1,0 +1,128 @@
+"""
+Sealing: from a build folder to an artifact, in steps that a crash cannot leave half done (P28).
+
+    outputs synced and hashed -> manifest.json.tmp -> manifest.json -> old folder aside -> new folder into
+    place
+
+At each of them a kill leaves either the old artifact, the new one, or a pair of names that `repair` puts
+right.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from utils.pipeline.guards import GUARDS, MANIFEST
+from utils.pipeline.hashing import hash_files
+from utils.pipeline.journal import JOURNAL_FOLDER, sync_file
+from utils.pipeline.manifest import Manifest, compute_output_digest, compute_seal, files_in, read_manifest
+from utils.pipeline.workspace import Workspace
+
+STATE = "state.json"
+SCRATCH = (STATE, STATE + ".new", MANIFEST + ".tmp")
+
+
+def partial_of(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def previous_of(output: Path) -> Path:
+    return output.with_name(output.name + ".previous")
+
+
+def write_manifest(folder: Path, fields: dict, workspace: Workspace) -> Manifest:
+    """
+    Hash what is in `folder`, write its manifest last, keep a copy in the archive. `fields` is all but
+    outputs and digests.
+    """
+    outputs = _hash_outputs(folder)
+    raw = (
+        {"schema_version": 1} | fields | {"outputs": outputs, "output_digest": compute_output_digest(outputs)}
+    )
+    raw["manifest_sha256"] = compute_seal(raw)
+    text = json.dumps(raw, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    _write_synced(folder / (MANIFEST + ".tmp"), text)
+    os.replace(folder / (MANIFEST + ".tmp"), folder / MANIFEST)
+    _sync_folder(folder)
+    archive = workspace.records / "manifests" / f"{raw['manifest_sha256']}.json"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_text(text, encoding="ascii")
+    return Manifest.from_raw(raw)
+
+
+def _hash_outputs(folder: Path) -> list[dict]:
+    paths = sorted(path for path in files_in(folder) if not _is_scratch(path))
+    for path in paths:
+        sync_file(folder / path)
+    found = hash_files(folder / path for path in paths)
+    rows = [(path, found[folder / path]) for path in paths]
+    return [{"path": path, "bytes": row.bytes, "sha256": row.sha256} for path, row in rows]
+
+
+def _is_scratch(path: str) -> bool:
+    return path in SCRATCH or path.split("/")[0] == JOURNAL_FOLDER
+
+
+def remove_scratch(folder: Path) -> None:
+    """Drop what only the build needed: its journal and its state."""
+    shutil.rmtree(folder / JOURNAL_FOLDER, ignore_errors=True)
+    for name in SCRATCH:
+        (folder / name).unlink(missing_ok=True)
+
+
+def publish(output: Path, keep_previous_as: str = "") -> None:
+    """
+    Move the sealed build folder of `output` into place; the old artifact goes, or stays under
+    `keep_previous_as`.
+    """
+    partial, previous = partial_of(output), previous_of(output)
+    if output.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(output, previous)
+    os.rename(partial, output)
+    _sync_folder(output.parent)
+    if not previous.exists():
+        return
+    if keep_previous_as:
+        kept = output.with_name(output.name + keep_previous_as)
+        shutil.rmtree(kept, ignore_errors=True)
+        os.rename(previous, kept)
+    else:
+        shutil.rmtree(previous)
+
+
+def repair(output: Path) -> str:
+    """
+    Finish what a crash between the renames left: a sealed build moves into place, a lone old artifact moves
+    back.
+
+    Returns what was done, or "".
+    """
+    partial, previous = partial_of(output), previous_of(output)
+    done = ""
+    if partial.is_dir() and not GUARDS["G17"](partial) and read_manifest(partial)[1].good:
+        remove_scratch(partial)
+        publish(output)
+        done = "finished an interrupted rename: the new build is in place"
+    elif not output.exists() and previous.is_dir():
+        os.rename(previous, output)
+        done = "finished an interrupted rename: the old build is back in place"
+    if output.exists() and previous.is_dir():
+        shutil.rmtree(previous)
+    return done
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
