@@ -1,0 +1,40 @@
+"""
+10 -- generate: synthetic text, chats and preference pairs from any OpenAI-compatible API.
+
+    python scripts/10_generate.py --config config/demo/10_generate.json
+
+Stands on  a provider: an API whose key is in the environment, or the offline teacher, which the stage starts
+itself Writes     <dataset>/dataset.jsonl for each dataset of the config, failures.jsonl, DATA_CARD.md,
+manifest.json
+
+Counts are exact or the stage fails. Every reply is journalled when it arrives: after kill -9 the same command
+asks only for what is missing.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere
+
+from utils.config.generate import GenerateConfig
+from utils.pipeline.stage import Stage, run_stage
+
+
+def main(config: GenerateConfig, stage: Stage) -> dict:
+    from utils.generate.run import generate
+    from utils.generate.write import write_outputs
+
+    generated = generate(config, stage.partial, log=stage.log, stopping=lambda: stage.stopping)
+    if generated is None:
+        stage.stop_point()
+    metrics = write_outputs(config, generated, stage.partial)
+    for name, counts in metrics["datasets"].items():
+        stage.log(
+            "generated", f"{name:<12}{counts['rows']:>8,} rows  {counts['mode']}", dataset=name, **counts
+        )
+    stage.run_info(calls_made=generated.calls_made, usage=generated.usage)
+    return metrics
+
+
+if __name__ == "__main__":
+    run_stage("10_generate", GenerateConfig, main)

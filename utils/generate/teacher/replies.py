@@ -1,0 +1,175 @@
+"""
+From messages to a reply: the part of the teacher that is a model.
+
+Two models answer. `teacher` is right; `teacher-weak` is fluent and wrong, off topic, repetitive or evasive,
+so that preference pairs differ in what matters and not in form alone. Both are pure functions of (seed,
+model, messages, request seed): the same call gives the same bytes in any process, on any day.
+
+    >>> reply(0, "teacher", [{"role": "user", "content": "What does a cow say?"}], 7)
+    'A cow says moo.'
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from utils.generate.teacher import exercises, stories
+from utils.generate.teacher.kinds import KINDS
+from utils.generate.teacher.world import (
+    Fact,
+    answer_of,
+    fact_of,
+    facts,
+    facts_of_topic,
+    normalised,
+    questions,
+    statement,
+)
+
+MODELS = ("teacher", "teacher-weak")
+FACTS_PER_SUBTOPIC = 16
+UNKNOWN = "I do not know."
+
+_LIST_REQUEST = re.compile(
+    r"\b(?:write|list|give|name)(?: me)? (\d+)\b[^\n]*?\b(subtopics|ideas|questions)\b", re.I
+)
+_STORY_REQUEST = re.compile(r"\bstory\b[^\n]*\"([^\"\n]+)\"", re.I)
+_QUOTED = re.compile(r"\"([^\"\n]+)\"")
+_EXCLUDED = re.compile(r"^- (.+)$", re.M)
+
+
+def reply(seed: int, model: str, messages: Sequence[dict[str, str]], request_seed: int | None) -> str:
+    """The text that `model` answers; raises KeyError for a model that does not exist."""
+    if model not in MODELS:
+        raise KeyError(model)
+    rng = _generator(seed, model, messages, request_seed)
+    text = messages[-1]["content"]
+    wanted = _LIST_REQUEST.search(text)
+    if wanted:
+        return _list_reply(text, int(wanted[1]), wanted[2].lower(), rng)
+    story = _STORY_REQUEST.search(text)
+    if story:
+        told = stories.tell(story[1], rng)
+        return told if model == "teacher" else _stuck(told, rng)
+    right = right_answer(text)
+    if model == "teacher":
+        return right or UNKNOWN
+    return _weak_answer(text, right or UNKNOWN, rng)
+
+
+def right_answer(prompt: str) -> str | None:
+    """The one right answer of the teacher's world to a prompt, or None when it has none."""
+    return answer_of(prompt) or exercises.solve(prompt)
+
+
+def _generator(
+    seed: int, model: str, messages: Sequence[dict[str, str]], request_seed: int | None
+) -> random.Random:
+    call = json.dumps(
+        [seed, model, [[m["role"], m["content"]] for m in messages], request_seed], ensure_ascii=True
+    )
+    return random.Random(int.from_bytes(hashlib.sha256(call.encode()).digest()[:8], "big"))
+
+
+# --- lists: subtopics, story ideas, questions ---------------------------------------------------------------------
+
+
+def _list_reply(text: str, count: int, noun: str, rng: random.Random) -> str:
+    excluded = {normalised(line) for line in _EXCLUDED.findall(text)}
+    quoted = _QUOTED.search(text)
+    topic = quoted[1] if quoted else ""
+    if noun == "subtopics":
+        entries = _sample(
+            stories.themes() if "stor" in text.lower() else list(_subtopics()), count, excluded, rng
+        )
+    elif noun == "ideas":
+        entries = _write_some(lambda: stories.idea(_theme(topic, rng), rng), count, excluded)
+    else:
+        entries = _some_questions(topic, count, excluded, rng)
+    written = json.dumps(entries, indent=1)
+    return f"Here is the list:\n```json\n{written}\n```" if rng.random() < 0.25 else written
+
+
+def _theme(topic: str, rng: random.Random) -> str:
+    return topic if topic in stories.themes() else rng.choice(stories.themes())
+
+
+@cache
+def _subtopics() -> dict[str, tuple[Fact, ...]]:
+    """Every subtopic of the chat: facts in parts of about `FACTS_PER_SUBTOPIC`, then the exercises."""
+    found: dict[str, tuple[Fact, ...]] = {}
+    for topic in dict.fromkeys(kind.topic for kind in KINDS.values()):
+        known = sorted(facts_of_topic(topic), key=lambda fact: (fact.subject, fact.kind))
+        parts = max(1, round(len(known) / FACTS_PER_SUBTOPIC))
+        for part in range(parts):
+            chosen = tuple(known[part * len(known) // parts : (part + 1) * len(known) // parts])
+            name = f"{topic}, from {chosen[0].subject} to {chosen[-1].subject}" if parts > 1 else topic
+            found[name] = chosen
+    return found | dict.fromkeys(exercises.WRITERS, ())
+
+
+def _some_questions(topic: str, count: int, excluded: set[str], rng: random.Random) -> list[str]:
+    if topic in exercises.WRITERS:
+        return _write_some(lambda: exercises.WRITERS[topic](rng), count, excluded)
+    known = _subtopics().get(topic) or facts()
+    return _sample([question for fact in known for question in questions(fact)], count, excluded, rng)
+
+
+def _sample(pool: list[str], count: int, excluded: set[str], rng: random.Random) -> list[str]:
+    left = [entry for entry in pool if normalised(entry) not in excluded]
+    return rng.sample(left, min(count, len(left)))
+
+
+def _write_some(write, count: int, excluded: set[str]) -> list[str]:
+    """Distinct entries from a writer that may repeat itself; fewer than `count` when it runs dry."""
+    found: dict[str, str] = {}
+    for _ in range(20 * count):
+        entry = write()
+        if normalised(entry) not in excluded:
+            found.setdefault(normalised(entry), entry)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+# --- the weak model ------------------------------------------------------------------------------------------------
+
+
+def _weak_answer(prompt: str, right: str, rng: random.Random) -> str:
+    """Mostly a fluent sentence with the wrong fact; else off topic, repetitive or evasive. Never the right
+    answer."""
+    manner = rng.choices(("wrong", "off topic", "stuck", "evasive"), weights=(70, 12, 12, 6))[0]
+    fact = fact_of(prompt)
+    if manner == "stuck":
+        return _stuck(right, rng)
+    if manner == "evasive" and right != UNKNOWN:
+        return UNKNOWN
+    if manner == "wrong" and fact:
+        return _wrong_fact(fact, rng)
+    if manner == "wrong" and re.search(r"\d", right):
+        return _wrong_number(right, rng)
+    return rng.choice(
+        [told for told in (statement(other) for other in rng.sample(facts(), 4)) if told != right]
+    )
+
+
+def _wrong_fact(fact: Fact, rng: random.Random) -> str:
+    other = rng.choice(fact.wrong)
+    if fact.kind == "friend":
+        return statement(Fact(fact.kind, other, fact.object, ()))
+    return statement(Fact(fact.kind, fact.subject, other, ()))
+
+
+def _wrong_number(right: str, rng: random.Random) -> str:
+    head, value = right.rstrip(".").rsplit(" ", 1)
+    return f"{head} {int(value) + rng.choice((-2, -1, 1, 2, 10))}."
+
+
+def _stuck(text: str, rng: random.Random) -> str:
+    """The last words again and again, as a model does that cannot stop."""
+    words = text.rstrip(".!").split()
+    tail = words[-rng.randint(1, min(3, len(words))) :]
+    return " ".join(words + tail * rng.randint(1, 3)) + "."
