@@ -1,0 +1,156 @@
+"""
+A training stage small enough for tests: a real runner, a real Trainer, rows that count upwards, a model of 3,000 weights.
+
+    python tests/training/toy_stage.py ROOT --config toy.json        # as a process of its own, to be killed
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from utils.config.architecture import Architecture
+from utils.config.training import TrainingConfig
+from utils.models.llama import build_llama, initialise
+from utils.optim.groups import build_optimizer
+from utils.optim.schedule import Schedule
+from utils.pipeline.errors import StageError
+from utils.pipeline.stage import Stage, execute
+from utils.pipeline.workspace import Workspace
+from utils.training.loop import Trainer
+from utils.training.rng import seed_everything
+
+STAGE = "50_pretrain"
+VOCAB = 32
+ARCHITECTURE = Architecture(
+    family="llama",
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    ffn_size=32,
+    context_length_tokens=64,
+    rope_theta=10000.0,
+    norm_epsilon=1e-5,
+    tie_embeddings=True,
+    reference_vocab_size=VOCAB,
+    declared_parameters=3120,
+)
+
+
+class ToyConfig(TrainingConfig):
+    """The shared part of a training config and a few knobs."""
+
+    stage: ClassVar[str] = STAGE
+
+    steps: int = 10
+    """Optimizer steps."""
+    dropout: float = 0.0
+    """Attention dropout, to see that random state is restored."""
+    poisoned_steps: list[int] = []
+    """Steps whose loss is not a number."""
+
+
+class ToyBatch(NamedTuple):
+    """Rows [B, T + 1]."""
+
+    tokens: torch.Tensor
+    document: torch.Tensor
+    position: torch.Tensor
+
+
+class CountingRows:
+    """Row i holds two documents that count upwards from different starts; short ones end in padding."""
+
+    def __init__(self, batch_rows: int = 4, length: int = 12, seed: int = 0) -> None:
+        self.batch_rows, self.length, self.seed = batch_rows, length, seed
+        self.drawn = 0
+
+    def next_step(self, rank: int, num_ranks: int, micro_rows: int) -> list[ToyBatch]:
+        share = self.batch_rows // num_ranks
+        first = self.drawn + rank * share
+        self.drawn += self.batch_rows
+        return [self.rows(range(i, min(i + micro_rows, first + share))) for i in range(first, first + share, micro_rows)]
+
+    def rows(self, numbers: range) -> ToyBatch:
+        made = [self._row(number + 1000 * self.seed) for number in numbers]
+        return ToyBatch(*(torch.tensor(column) for column in zip(*made, strict=True)))
+
+    def _row(self, number: int) -> tuple[list[int], list[int], list[int]]:
+        split, padding = 4 + number % 5, number % 3
+        lengths = (split, self.length + 1 - split - padding)
+        tokens = [(7 * number + 3 * d + i) % VOCAB for d, n in enumerate(lengths) for i in range(n)] + [0] * padding
+        document = [d for d, n in enumerate(lengths) for _ in range(n)] + [-1] * padding
+        position = [i for n in lengths for i in range(n)] + [0] * padding
+        return tokens, document, position
+
+    def cursor(self) -> dict:
+        return {"rows_drawn": self.drawn, "seed": self.seed}
+
+    def restore(self, cursor: dict) -> None:
+        if cursor["seed"] != self.seed:
+            raise StageError("the cursor belongs to other rows")
+        self.drawn = cursor["rows_drawn"]
+
+
+def toy_model(seed: int = 0, dropout: float = 0.0) -> torch.nn.Module:
+    model = build_llama(ARCHITECTURE, VOCAB, {"bos": 1, "eos": 2, "pad": 3})
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = dropout
+    initialise(model, ARCHITECTURE, seed)
+    return model
+
+
+def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
+    seed_everything(config.seed)
+    model = toy_model(config.seed, config.dropout)
+    schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
+    return Trainer(model, CountingRows(), build_optimizer(model, config.optimizer, 1e-2), schedule, config, stage)
+
+
+def main(config: ToyConfig, stage: Stage) -> dict:
+    trainer = toy_trainer(config, stage)
+    val = [CountingRows(seed=1).rows(range(8))]
+    if not trainer.resume():
+        trainer.observe(trainer.validate(val))
+    for step, _ in trainer:
+        if step + 1 in config.poisoned_steps:
+            with torch.no_grad():
+                trainer.loss = None
+        if trainer.evaluates(step):
+            trainer.observe(trainer.validate(val))
+            trainer.record("samples", {"text": f"after {step}"})
+        trainer.save_if_due()
+    metrics = trainer.finish()
+    if stage.is_main:
+        torch.save({name: each.detach() for name, each in trainer.model.named_parameters()}, stage.partial / "weights.pt")
+    return metrics
+
+
+def workspace_of(root: Path) -> Workspace:
+    return Workspace(root, {STAGE: "tests.training.toy_stage:ToyConfig"})
+
+
+def write_config(root: Path, name: str = "toy.json", **values: object) -> Path:
+    defaults = {"output": "checkpoints/toy", "cpu_threads": 1, "precision": "fp32", "trackers": [], "log_every_steps": 100}
+    path = root / name
+    path.write_text(json.dumps(defaults | {"save_every_steps": 3, "eval_every_steps": 5} | values))
+    return path
+
+
+def run(root: Path, *arguments: str, entry=main) -> int:
+    return execute(STAGE, ToyConfig, entry, ["--config", str(root / "toy.json"), *arguments], workspace_of(root))
+
+
+if __name__ == "__main__":
+    from utils.pipeline.ranks import Ranks
+
+    ranks = Ranks.from_environment()
+    root = Path(sys.argv[1])
+    code = execute(STAGE, ToyConfig, main, sys.argv[2:], workspace_of(root), ranks)
+    ranks.leave(code)

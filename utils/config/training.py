@@ -1,0 +1,116 @@
+"""
+What every training stage (50, 70, 90) says about its run: optimizer, schedule, batch, precision, checkpoints.
+
+    class PretrainConfig(TrainingConfig):
+        stage: ClassVar[str] = "50_pretrain"
+        model: ...
+
+Semantic fields decide the weights and enter the key; runtime fields decide how fast they come and how often they are
+saved.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from utils.pipeline.config import Runtime, Section, StageConfig
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov 2019) with decoupled decay on matrices only."""
+
+    kind: Literal["adamw"] = "adamw"
+    """The update rule."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Peak learning rate; "auto" follows the number of non-embedding parameters."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay of tensors with two or more dimensions, embeddings apart."""
+    decay_embeddings: bool = False
+    """Whether embeddings (and a tied head) decay as well."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Global norm above which the gradient is scaled down."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _not_negative(cls, value: float | str) -> float | str:
+        if value != "auto" and value < 0:
+            raise ValueError(f"learning_rate {value} is below 0")
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"betas {value} must lie in [0, 1)")
+        return value
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run, as a share of the peak."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
+    """Shape after the warm-up; "wsd" stays at the peak and then falls with a square root."""
+    warmup_steps: int | Literal["auto"] = "auto"
+    """Steps of linear rise."""
+    decay_fraction: float = Field(0.3, ge=0, le=1)
+    """Share of all steps in which "wsd" falls."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Learning rate after the last step, as a share of the peak."""
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if value != "auto" and value < 1:
+            raise ValueError(f"warmup_steps {value} is below 1")
+        return value
+
+
+class TrainingConfig(StageConfig):
+    """The part of a training stage's config that the shared loop reads."""
+
+    determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
+    keeps_partial: ClassVar[bool] = True
+
+    seed: int = Field(0, ge=0)
+    """Seed of initial weights, row order and dropout."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The update rule."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    global_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one optimizer step over all processes, rounded to whole rows."""
+    micro_batch_rows: Runtime[int | Literal["auto"]] = "auto"
+    """Rows per forward pass and process; must divide the rows of a process."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; parameters, gradients and moments are fp32."""
+    cpu_threads: Runtime[int | Literal["auto"]] = "auto"
+    """Threads per process; "auto" shares the usable cores among the processes of this machine."""
+    eval_every_steps: int | Literal["auto"] = "auto"
+    """Optimizer steps between evaluations; "auto" is a twentieth of the run."""
+    save_every_steps: Runtime[int | Literal["auto"]] = "auto"
+    """Optimizer steps between checkpoints; "auto" is a twentieth of the run."""
+    save_every_minutes: Runtime[float] = Field(15.0, gt=0)
+    """A checkpoint is also written when this long has passed since the last."""
+    keep_last: Runtime[int] = Field(2, ge=1)
+    """Checkpoints kept, counted from the newest."""
+    keep_best: Runtime[bool] = True
+    """Whether the checkpoint with the lowest validation loss is kept as well."""
+    publish: Literal["last", "best"] = "last"
+    """Which checkpoint's weights become the artifact."""
+    max_consecutive_skips: int = Field(5, ge=1)
+    """Steps in a row with a non-finite gradient after which the run ends."""
+    log_every_steps: Runtime[int] = Field(10, ge=1)
+    """Optimizer steps between lines in the log."""
+    trackers: Runtime[list[Literal["tensorboard"]]] = ["tensorboard"]
+    """Where curves go besides log/metrics.jsonl."""
+
+    @field_validator("global_batch_tokens", "micro_batch_rows", "cpu_threads", "eval_every_steps", "save_every_steps")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if value != "auto" and value < 1:
+            raise ValueError(f"{value} is below 1")
+        return value

@@ -1,0 +1,42 @@
+"""
+Models between memory and disk: fp32 safetensors in transformers' own layout, tokenizer files byte for byte.
+
+    model = load_model(stage.input("base").path)
+    save_model(model, stage.partial)
+    copy_tokenizer(stage.input("tokenizer").path, stage.partial)
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from utils.models.llama import trains_padding
+from utils.pipeline.errors import UpstreamError
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def load_model(folder: Path, attention: str = "sdpa") -> PreTrainedModel:
+    """The fp32 model in `folder`, never fetched from anywhere, never running code from the folder."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+    )
+    trains_padding(model)
+    return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json, generation_config.json and model.safetensors (fp32) into `folder`."""
+    model.save_pretrained(folder, max_shard_size="100GB")
+
+
+def copy_tokenizer(source: Path, target: Path) -> list[str]:
+    """Copy the tokenizer's files without re-saving them, and return their names. UpstreamError if the model is missing."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not {"tokenizer.model", "tokenizer.json"} & set(names):
+        raise UpstreamError(f"{source} holds no tokenizer.model and no tokenizer.json", fix="run stage 30 again")
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+    return names

@@ -1,0 +1,26 @@
+"""
+MODEL_CARD.md: what the model is, in numbers from the run; no dates, so the same run writes the same card.
+
+    (folder / "MODEL_CARD.md").write_text(model_card("Base model demo", metrics, samples, waivers))
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+def model_card(title: str, metrics: Mapping[str, object], samples: Sequence[Mapping], waivers: Sequence[Mapping]) -> str:
+    """Markdown with a table of measurements, the last samples and every allowed mismatch."""
+    rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in metrics.items()]
+    lines = [f"# {title}", "", "| measured | |", "|---|---|", *rows]
+    if samples:
+        lines += ["", "## Samples", ""]
+        lines += [f"- {row['prompt']!r} -> {row['text']!r}" for row in samples]
+    if waivers:
+        lines += ["", "## Allowed mismatches", ""]
+        lines += [f"- {row['stage']}: {row['verdict']} {row['component']}: {row['reason']}" for row in waivers]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,310 @@
+"""
+The one loop that trains everything: base models, adapters, preferences.
+
+    trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss=next_token_loss)
+    trainer.resume()
+    for step, loss in trainer:
+        if trainer.evaluates(step):
+            trainer.observe(trainer.validate(val_batches))
+        trainer.save_if_due()
+    metrics = trainer.finish()
+
+The loss of an optimizer step is loss_sum / weight over its global batch, where the weight is counted from ids before the
+first forward pass. Micro-batch i contributes loss_sum_i x processes / weight to the gradient (the factor undoes the mean
+that wrappers take), so any split of the same rows over micro-batches and processes gives the same step.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from kernels.linear_cross_entropy import LossSums
+from utils.config.training import TrainingConfig
+from utils.optim.schedule import Schedule
+from utils.pipeline.errors import ConfigError, StageError, Stopped
+from utils.pipeline.stage import Stage
+from utils.training.checkpoint import STATE, CheckpointStore, Snapshot, fatal_load, read_snapshot, write_lines
+from utils.training.loss import Batch, LossModel, Objective, mean_loss, next_token_loss, sum_losses
+from utils.training.machine import Machine
+from utils.training.progress import Progress, StepReport
+from utils.training.rng import capture_rng, restore_rng
+from utils.training.rows import Rows
+from utils.training.state import (
+    frozen_digest,
+    load_model_tensors,
+    load_optimizer_tensors,
+    model_tensors,
+    optimizer_tensors,
+    trainable_parameters,
+)
+
+__all__ = ["Trainer", "mean_loss", "next_token_loss"]
+
+MOST_AUTO_MICRO_ROWS = 16
+AUTO_INTERVALS = 20
+
+
+class Trainer:
+    """
+    Iterates over optimizer steps: (finished steps, loss). Rank 0 alone writes.
+
+    `rows` gives the batches (only `loss` looks into them), `schedule` the number of steps and their learning rates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: TrainingConfig,
+        stage: Stage,
+        loss: Objective = next_token_loss,
+    ) -> None:
+        self.model, self.rows, self.optimizer, self.schedule, self.loss = model, rows, optimizer, schedule, loss
+        self.config, self.stage = config, stage
+        self.machine = Machine.of(config)
+        self.step, self.tokens, self.best = 0, 0.0, {}
+        self.skipped = self.skipped_in_a_row = 0
+        self.records: dict[str, list[dict]] = {"history": []}
+        self.micro_rows = self._micro_rows()
+        keeps_best = config.keep_best or config.publish == "best"
+        self._store = CheckpointStore(stage, config.keep_last, keeps_best)
+        self._parameters = trainable_parameters(model)
+        self._frozen = frozen_digest(model)
+        self._wrapped = self.machine.wrap(LossModel(model, loss, self.machine.precision))
+        self._progress = Progress(stage, config, schedule.steps)
+        self._eval_every = self._interval(config.eval_every_steps)
+        self._save_every = self._interval(config.save_every_steps)
+        self._saved_at, self._save_now, self._stop_code = time.monotonic(), False, 0
+        self._gradients_checked = False
+
+    # the loop -------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        self._progress.start(self.step)
+        self.model.train()
+        while self.step < self.schedule.steps:
+            before = self._position()
+            report = None if self._asked_to_stop() else self._take_step()
+            if report is None:
+                self._leave(before)
+            self._progress.report(report)
+            yield self.step, report.loss
+
+    def _take_step(self) -> StepReport | None:
+        """One optimizer step, or None when asked to stop in the middle: what was accumulated is discarded."""
+        started = time.perf_counter()
+        batches = self.rows.next_step(self.machine.rank, self.machine.num_ranks, self.micro_rows)
+        (weight,) = self.machine.sum([sum(self.loss.weigh(batch) for batch in batches)])
+        parts = self._accumulate(batches, weight)
+        if parts is None:
+            return None
+        loss, extras = self._totals(parts, weight)
+        learning_rate = self.schedule(self.step)
+        norm = self._update(loss, learning_rate)
+        self.step, self.tokens = self.step + 1, self.tokens + weight
+        skipped = not math.isfinite(norm)
+        row = {"loss": loss, "lr": learning_rate, "grad_norm": norm, "tokens": int(self.tokens), "skipped": skipped}
+        row = {name: value if math.isfinite(value) else None for name, value in (row | extras).items()}
+        self.records["history"].append({"step": self.step} | row)
+        self._count_skips(skipped)
+        return StepReport(self.step, loss, row, weight, time.perf_counter() - started)
+
+    def _accumulate(self, batches: list[Batch], weight: float) -> list[LossSums] | None:
+        """Backward through every micro-batch; gradients are exchanged in the last one only."""
+        parts, scale = [], self.machine.num_ranks / max(weight, 1e-9)
+        for batch in batches[:-1]:
+            with self.machine.without_sync(self._wrapped):
+                parts.append(self._backward(batch, scale))
+            if self.machine.num_ranks == 1 and self.stage.stopping:
+                self.optimizer.zero_grad()
+                return None
+        return [*parts, self._backward(batches[-1], scale)]
+
+    def _backward(self, batch: Batch, scale: float) -> LossSums:
+        sums = self._wrapped(batch)
+        (sums.loss_sum * scale).backward()
+        return sums
+
+    def _totals(self, parts: list[LossSums], weight: float) -> tuple[float, dict[str, float]]:
+        """Loss and extras over all processes; the same exchange carries who wants to stop and who wants to save."""
+        names = sorted(parts[0].extras)
+        local = [sum(float(part.loss_sum.detach()) for part in parts)]
+        local += [sum(float(part.extras[name]) for part in parts) for name in names]
+        signals = [float(self.stage.stop_request.exit_code == code) for code in (75, 130)]
+        overdue = time.monotonic() - self._saved_at > 60 * self.config.save_every_minutes
+        loss, *rest = self.machine.sum([*local, *signals, float(overdue and self.machine.rank == 0)])
+        *extras, terminated, interrupted, save = rest
+        if self.machine.num_ranks > 1:
+            self._stop_code = 130 if interrupted else 75 if terminated else 0
+        self._save_now = self._save_now or bool(save)
+        weight = max(weight, 1e-9)
+        return loss / weight, {name: value / weight for name, value in zip(names, extras, strict=True)}
+
+    def _update(self, loss: float, learning_rate: float) -> float:
+        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping."""
+        self._check_gradients()
+        gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = float(norm) if math.isfinite(loss) else math.nan
+        if math.isfinite(value):
+            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self.config.optimizer.max_gradient_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return value
+
+    def _check_gradients(self) -> None:
+        if self._gradients_checked:
+            return
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                raise StageError(f"{name} gets no gradient: it is cut off from the loss")
+        self._gradients_checked = True
+
+    def _count_skips(self, skipped: bool) -> None:
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            self.stage.log("skipped", f"step {self.step}: the gradient is not finite; weights unchanged", step=self.step)
+        if self.skipped_in_a_row >= self.config.max_consecutive_skips:
+            kept = self._store.folders()
+            raise StageError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, the last one step {self.step}; "
+                f"the last good checkpoint is {kept[-1].name if kept else 'none'}",
+                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "fp32"',
+            )
+
+    # evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation belongs after this step: every interval and after the last."""
+        return step % self._eval_every == 0 or step == self.schedule.steps
+
+    def validate(self, batches: Iterable[Batch]) -> float:
+        """Mean loss over `batches`, which the processes share; the same on all of them."""
+        mine = (batch for i, batch in enumerate(batches) if i % self.machine.num_ranks == self.machine.rank)
+        total, weight = self.machine.sum(list(sum_losses(self.model, mine, self.loss, self.machine.precision)))
+        return total / max(weight, 1.0)
+
+    def observe(self, val_loss: float, **numbers: float) -> None:
+        """Record an evaluation; the lowest `val_loss` so far makes this step the best."""
+        numbers = {"val_loss": val_loss, **numbers}
+        is_best = math.isfinite(val_loss) and val_loss < self.best.get("val_loss", math.inf)
+        if is_best:
+            self.best = {"step": self.step, "val_loss": val_loss}
+            self._save_now = self._save_now or (self._store.keeps_best and self.step > 0)
+        self.record("history", numbers)
+        self._progress.report_evaluation(self.step, numbers, is_best)
+
+    def record(self, name: str, row: dict) -> None:
+        """One line of <name>.jsonl in checkpoints and artifact; a resumed run has each once. Nothing from a clock."""
+        self.records.setdefault(name, []).append({"step": self.step} | row)
+
+    # saving and resuming --------------------------------------------------------------------------------------------
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint; False when there is none. A checkpoint that does not load ends the run."""
+        if self.machine.rank == 0:
+            self._store.sweep()
+        folder = self._store.newest()
+        if folder is not None:
+            fatal_load(folder, lambda: self._restore(read_snapshot(folder)))
+            self.stage.log("resuming", f"from {folder.name}", step=self.step)
+        if self.machine.rank == 0:
+            self._store.discard_after(self.step)
+            self._progress.open(self.step)
+        return folder is not None
+
+    def save_if_due(self) -> None:
+        """A checkpoint after a new best, every interval, after the minutes of the config, and after the last step."""
+        last = self.step == self.schedule.steps
+        if self._save_now or last or self.step % self._save_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        self._write(self._position())
+
+    def finish(self) -> dict:
+        """Put the published weights into the model, write the records, and return what the manifest says of the run."""
+        if self.config.publish == "best" and self.best.get("step", self.step) != self.step:
+            folder = self._store.of_step(self.best["step"])
+            fatal_load(folder, lambda: load_model_tensors(self.model, read_snapshot(folder).model))
+        if self.machine.rank == 0:
+            for name, rows in self.records.items():
+                write_lines(self.stage.partial / f"{name}.jsonl", rows)
+            self._progress.close()
+        self.machine.barrier()
+        losses = [row["loss"] for row in self.records["history"] if "loss" in row]
+        best = {f"best_{name}": value for name, value in self.best.items()}
+        counts = {"steps": self.step, "trained_tokens": int(self.tokens), "skipped_steps": self.skipped}
+        return counts | {"final_train_loss": losses[-1], "published": self.config.publish} | best
+
+    def _position(self) -> tuple[dict, dict]:
+        """Data cursor and random state, as they are between two steps."""
+        return self.rows.cursor(), capture_rng()
+
+    def _write(self, position: tuple[dict, dict]) -> None:
+        cursor, rng = position
+        ranks = self.machine.gather(rng)
+        if self.machine.rank == 0:
+            weights, moments = model_tensors(self.model), optimizer_tensors(self.optimizer, self.model)
+            chain = {"cursor": cursor, "best": self.best, "state": self._state(), "records": self.records}
+            self._store.write(Snapshot(self.step, int(self.tokens), weights, moments, ranks, **chain))
+        self.machine.barrier()
+        self._saved_at, self._save_now = time.monotonic(), False
+
+    def _state(self) -> dict:
+        counters = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "micro_rows": self.micro_rows}
+        return counters | {"frozen": self._frozen, "precision": self.machine.precision.name, "ranks": self.machine.num_ranks}
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        state = snapshot.state
+        for name, ours in (("frozen", self._frozen), ("precision", self.machine.precision.name)):
+            if state[name] != ours:
+                raise ValueError(f"{STATE}: {name} was {state[name][:12]}, this run has {ours[:12]}")
+        load_model_tensors(self.model, snapshot.model)
+        load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
+        self.rows.restore(snapshot.cursor)
+        self.step, self.tokens, self.best, self.records = snapshot.step, float(snapshot.tokens), snapshot.best, snapshot.records
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        if self.config.micro_batch_rows == "auto" and state["ranks"] == self.machine.num_ranks:
+            self.micro_rows = state["micro_rows"]
+        if self.machine.rank < len(snapshot.rng):
+            restore_rng(snapshot.rng[self.machine.rank])
+
+    # stopping -------------------------------------------------------------------------------------------------------
+
+    def _asked_to_stop(self) -> bool:
+        """One process asks its own signals, several what they agreed on in the last step."""
+        return self.stage.stopping if self.machine.num_ranks == 1 else bool(self._stop_code)
+
+    def _leave(self, position: tuple[dict, dict]) -> None:
+        self._write(position)
+        self.stage.log("stopping", f"checkpoint of step {self.step} written", step=self.step)
+        raise Stopped(self._stop_code or self.stage.stop_request.exit_code)
+
+    # arithmetic -----------------------------------------------------------------------------------------------------
+
+    def _micro_rows(self) -> int:
+        """Rows of one forward pass: the config's, or the largest divisor of this rank's rows up to 16."""
+        rows, rest = divmod(self.rows.batch_rows, self.machine.num_ranks)
+        if rest:
+            raise ConfigError(
+                f"a global batch of {self.rows.batch_rows} rows cannot be shared by {self.machine.num_ranks} processes"
+            )
+        asked = self.config.micro_batch_rows
+        if asked == "auto":
+            return max(size for size in range(1, min(rows, MOST_AUTO_MICRO_ROWS) + 1) if rows % size == 0)
+        if rows % asked:
+            raise ConfigError(f'"micro_batch_rows": {asked} does not divide the {rows} rows of a process')
+        return asked
+
+    def _interval(self, asked: int | str) -> int:
+        return max(1, round(self.schedule.steps / AUTO_INTERVALS)) if asked == "auto" else asked

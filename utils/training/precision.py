@@ -1,0 +1,68 @@
+"""
+Arithmetic and threads, resolved once: what "auto" means on this machine, and why.
+
+    precision = resolve_precision("auto", torch.device("cpu"))      # Precision("bf16", "cpu", "AVX512-BF16")
+    with precision.autocast(): ...
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from utils.pipeline.errors import ConfigError
+
+FIRST_BF16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtype of the forward pass, and the reason it was chosen. Parameters, gradients and losses are fp32 either way."""
+
+    name: Literal["fp32", "bf16"]
+    device_type: str
+    reason: str = "asked for"
+
+    def autocast(self) -> AbstractContextManager:
+        """The region in which matrix products run in this precision."""
+        return torch.autocast(self.device_type, torch.bfloat16) if self.name == "bf16" else nullcontext()
+
+    def __str__(self) -> str:
+        return "bf16 autocast" if self.name == "bf16" else "fp32"
+
+
+FP32 = Precision("fp32", "cpu")
+
+
+def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """bf16 where the device computes in it, fp32 elsewhere. ConfigError when `accelerate launch` asks for another."""
+    capable, reason = _bf16_capable(device)
+    name = ("bf16" if capable else "fp32") if asked == "auto" else asked
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", name):
+        raise ConfigError(
+            f'"precision" is {name}, but accelerate was launched with mixed precision {launched}',
+            fix='launch without --mixed_precision; the config decides',
+        )
+    return Precision(name, device.type, reason if asked == "auto" else "asked for")
+
+
+def resolve_threads(asked: int | Literal["auto"], local_processes: int) -> int:
+    """Threads of this process: the usable cores of the machine, shared among its processes."""
+    return asked if asked != "auto" else max(1, usable_cores() // local_processes)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _bf16_capable(device: torch.device) -> tuple[bool, str]:
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return capability >= FIRST_BF16_CAPABILITY, "CUDA capability {}.{}".format(*capability)
+    if torch.cpu._is_avx512_bf16_supported():  # the public query came after the oldest torch we run on
+        return True, "AVX512-BF16"
+    return (True, "AMX") if torch.cpu._is_amx_tile_supported() else (False, "no bf16 instructions")

@@ -1,0 +1,71 @@
+"""
+Weights and optimizer state by name, whatever the groups or the number of processes.
+
+    trainable_parameters(model)            # {"model.norm.weight": Parameter, ...}; a tied tensor once
+    optimizer_tensors(optimizer, model)    # {"exp_avg/model.norm.weight": ..., "step/model.norm.weight": ...}
+    frozen_digest(model)                   # "" when everything trains
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from utils.training.checkpoint import MODEL, OPTIMIZER, copy_into
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that train, in name order."""
+    return dict(sorted((name, each) for name, each in model.named_parameters() if each.requires_grad))
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint stores: copies on the CPU of what trains."""
+    return {name: each.detach().to("cpu", copy=True) for name, each in trainable_parameters(model).items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as <kind>/<parameter>; empty before the first step."""
+    tensors = {}
+    for name, parameter in trainable_parameters(model).items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{kind}/{name}"] = value.detach().to("cpu", copy=True)
+    return tensors
+
+
+@torch.no_grad()
+def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put stored weights into the model. ValueError names the tensor that does not fit."""
+    copy_into(tensors, {name: each.data for name, each in trainable_parameters(model).items()}, MODEL)
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """
+    Put stored state into the optimizer, dtypes as saved (torch's own loading would cast moments to the parameter's).
+
+    ValueError names a tensor that belongs to no parameter or has another shape.
+    """
+    parameters = trainable_parameters(model)
+    kinds = {name.split("/", 1)[0] for name in tensors}
+    expected = {f"{kind}/{name}" for kind in kinds for name in parameters}
+    if expected != tensors.keys():
+        odd = min(expected ^ tensors.keys())
+        raise ValueError(f"{OPTIMIZER}: tensor {odd} {'is missing' if odd in expected else 'belongs to no parameter'}")
+    for full, tensor in tensors.items():
+        kind, name = full.split("/", 1)
+        parameter = parameters[name]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise ValueError(f"{OPTIMIZER}: tensor {full} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+        place = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
+        optimizer.state[parameter][kind] = tensor.to(place)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of the parameters that do not train; "" if there are none."""
+    frozen = sorted((name, each) for name, each in model.named_parameters() if not each.requires_grad)
+    hasher = hashlib.sha256()
+    for name, parameter in frozen:
+        data = parameter.detach().cpu().contiguous()
+        hasher.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        hasher.update(data.view(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest() if frozen else ""

@@ -1,0 +1,79 @@
+"""
+The arithmetic of fine-tuning: rows, steps and learning rate from the config, and what is refused before it
+starts.
+
+    check_layout(stage.inputs("data"), "chat", "60_prepare_sft")
+    check_row_tokens(dataset.lengths, config.row_tokens, "data/demo/sft")
+    plan = plan_tuning(config, num_rows=812, auto_learning_rate=2e-4)      # .steps, .batch_rows,
+    .learning_rate
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.config.sft import TuningRun
+from utils.pipeline.errors import ConfigError
+from utils.pipeline.inputs import Input
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """How many steps of how many rows, at which peak learning rate."""
+
+    steps: int
+    batch_rows: int
+    num_rows: int
+    row_tokens: int
+    learning_rate: float
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.batch_rows / self.num_rows
+
+    def describe(self) -> str:
+        return (
+            f"{self.steps:,} steps x {self.batch_rows} rows x {self.row_tokens}; "
+            f"{self.epochs:.2f} epochs of {self.num_rows:,} rows; peak lr {self.learning_rate:.2e}"
+        )
+
+    def figures(self) -> dict:
+        """What the manifest says of the plan."""
+        return {"planned_steps": self.steps, "batch_rows": self.batch_rows, "epochs": round(self.epochs, 6)}
+
+
+def plan_tuning(config: TuningRun, num_rows: int, auto_learning_rate: float) -> TuningPlan:
+    """
+    Steps from `epochs` or `max_steps`; a step holds `global_batch_tokens` rounded to whole rows, at least
+    one.
+    """
+    batch_rows = max(1, round(config.global_batch_tokens / config.row_tokens))
+    steps = config.max_steps or max(1, math.ceil(config.epochs * num_rows / batch_rows))
+    asked = config.optimizer.learning_rate
+    return TuningPlan(
+        steps, batch_rows, num_rows, config.row_tokens, auto_learning_rate if asked == "auto" else asked
+    )
+
+
+def check_row_tokens(lengths: np.ndarray, row_tokens: int, where: str) -> None:
+    """ConfigError when an item is longer than a row: nothing is ever cut."""
+    longest = int(np.max(lengths))
+    if longest > row_tokens + 1:
+        raise ConfigError(
+            f'"row_tokens": {row_tokens:,} is below the longest item of {where}, which has {longest:,} ids',
+            fix=f'set "row_tokens" to at least {longest - 1:,}, or prepare the data with a lower limit',
+        )
+
+
+def check_layout(inputs: Sequence[Input], layout: str, writer: str) -> None:
+    """ConfigError when a dataset was prepared for another kind of training."""
+    for given in inputs:
+        found = given.manifest.metrics.get("layout", "none")
+        if found != layout:
+            raise ConfigError(
+                f'input "{given.role}" ({given.path.name}, of {given.manifest.stage}) has the layout "{found}", '
+                f'this stage trains on "{layout}"',
+                fix=f"name a folder written by {writer}",
+            )
