@@ -1,0 +1,200 @@
+"""
+90 -- preference training: make preferred answers likelier than rejected ones, close to a reference.
+
+    python scripts/90_train_preferences.py --config config/demo/90_train_preferences.json
+    accelerate launch --config_file config/accelerate/cpu.yaml scripts/90_train_preferences.py --config FILE
+
+Reads   a supervised model (70) and, when that is an adapter, its base (50); pairs (80)
+Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_template.jinja,
+generation_config.json,
+        history.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config.preferences import AUTO_LEARNING_RATES, PreferencesConfig
+from utils.pipeline.stage import Stage, run_stage
+
+
+def main(config: PreferencesConfig, stage: Stage) -> dict:
+    from utils.chat.masks import ChatEncoder
+    from utils.chat.templates import ChatTemplate
+    from utils.models.adapt import count_trainable
+    from utils.optim.groups import build_optimizer
+    from utils.optim.schedule import Schedule
+    from utils.preferences.losses import dpo_loss, dpo_start
+    from utils.preferences.measures import check_start, measure
+    from utils.tokenizer.frozen import FrozenTokenizer
+    from utils.training.examine_tuning import PreferenceExaminer
+    from utils.training.loop import Trainer
+    from utils.training.machine import Machine
+    from utils.training.pairs import PreferenceObjective, adapter_off_reference, cached_reference
+    from utils.training.rng import seed_everything
+    from utils.training.tuning import check_layout, plan_tuning
+    from utils.training.validation import spread_batches
+
+    seed_everything(config.seed)
+    machine = Machine.of(config)
+    data = stage.inputs("data")
+    check_layout(data, "pairs", "80_prepare_preferences")
+    encoder = ChatEncoder(
+        ChatTemplate.load(data[0].file("chat_template.jinja")), FrozenTokenizer(stage.input("model").path)
+    )
+    train, val = (open_rows(config, stage, split) for split in ("train", "val"))
+    mode = "full" if config.adapter == "none" else "lora"
+    plan = plan_tuning(config, sum(each.num_rows for each in train), AUTO_LEARNING_RATES[mode])
+    schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
+    stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
+
+    model = open_policy(config, stage).to(machine.device)
+    trained, total = count_trainable(model)
+    stage.log("model", f"adapter {config.adapter}: {trained:,} of {total:,} parameters are trained")
+    if config.reference == "cached":
+        cache_reference(stage, machine, model, {"train": train, "val": val})
+    reference = cached_reference if config.reference == "cached" else adapter_off_reference
+    loss = partial(dpo_loss, beta=config.beta, label_smoothing=config.label_smoothing)
+    rows = mixed_rows(config, stage, train, plan.batch_rows)
+    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate)
+    trainer = Trainer(
+        model, rows, optimizer, schedule, config, stage, loss=PreferenceObjective(loss, reference)
+    )
+    stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
+    batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
+    examiner = PreferenceExaminer(trainer, batches, reference, partial(measure, loss=loss))
+
+    if not trainer.resume():
+        check_start(examiner.evaluate()["val_loss"], dpo_start(), machine.precision.name)
+    for step, _ in trainer:
+        if trainer.evaluates(step):
+            examiner.evaluate()
+        trainer.save_if_due()
+
+    figures = plan.figures() | {
+        "method": config.method,
+        "adapter": config.adapter,
+        "trained_parameters": trained,
+    }
+    metrics = figures | trainer.finish() | examiner.figures()
+    stage.set_tokenizer(data[0].manifest.tokenizer)
+    if stage.is_main:
+        write_model(config, stage, model, encoder, metrics)
+    if config.adapter != "none":
+        role = "base" if stage.has_input("base") else "model"
+        metrics["adapter_base"] = {"role": role, "output_digest": stage.input(role).manifest.output_digest}
+    return metrics
+
+
+def open_rows(config: PreferencesConfig, stage: Stage, split: str) -> list[Any]:
+    """One split of every dataset of the config, planned into rows; both sides of a pair share one."""
+    from utils.packing.plan import plan_best_fit
+    from utils.packing.rows import RowsDataset
+    from utils.training.pairs import PackedPairs, pair_lengths
+    from utils.training.tuning import check_row_tokens
+
+    opened = []
+    for given in stage.inputs("data"):
+        given.file(f"{split}.bin")
+        dataset = RowsDataset(given.path, split, given.manifest.tokenizer["fingerprint"])
+        lengths = pair_lengths(dataset.lengths)
+        check_row_tokens(lengths, config.row_tokens, f"{given.path.name} ({split})")
+        order = stage.generator(f"{given.role}.{split}").permutation(len(lengths))
+        plan = plan_best_fit(lengths, config.row_tokens, order)
+        opened.append(PackedPairs(dataset, plan, config.row_tokens, pad=max(dataset.special.pad, 0)))
+    return opened
+
+
+def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], batch_rows: int) -> Any:
+    """The row order of the run."""
+    from utils.packing.mixture import Mixture, MixtureSource
+    from utils.training.pairs import read_pair_draws
+    from utils.training.rows import MixtureRows
+
+    given = zip(train, stage.inputs("data"), config.inputs.data, strict=True)
+    sources = [
+        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
+        for each, found, entry in given
+    ]
+    return MixtureRows(Mixture(sources, config.seed, batch_rows), partial(read_pair_draws, train))
+
+
+def open_policy(config: PreferencesConfig, stage: Stage) -> Any:
+    """The supervised model, ready to be trained further without dropout."""
+    from utils.models.adapt import (
+        LoRAShape,
+        add_adapter,
+        attach_adapter,
+        is_adapter,
+        merge_adapter,
+        without_dropout,
+    )
+    from utils.models.load import load_model
+    from utils.pipeline.errors import ConfigError
+    from utils.serving.adapters import recorded_base, refuse_other_base
+
+    tuned = stage.input("model")
+    if is_adapter(tuned.path) != stage.has_input("base"):
+        kind = "an adapter: name its base" if is_adapter(tuned.path) else "full weights: name no base"
+        raise ConfigError(f'input "model" ({tuned.path.name}) holds {kind} in inputs.base')
+    if is_adapter(tuned.path):
+        base = stage.input("base")
+        refuse_other_base(
+            stage.name, recorded_base(tuned.manifest).output_digest, base.manifest.output_digest
+        )
+        model = attach_adapter(load_model(base.path), tuned.path, trainable=True)
+    elif config.adapter == "continue":
+        raise ConfigError(
+            f'adapter "continue": input "model" ({tuned.path.name}) holds no adapter',
+            fix='use "new" or "none"',
+        )
+    else:
+        model = load_model(tuned.path)
+    if config.adapter != "continue" and is_adapter(tuned.path):
+        model = merge_adapter(model)
+    if config.adapter == "new":
+        model = add_adapter(
+            model, LoRAShape(config.lora.rank, config.lora.alpha, 0.0, config.lora.target_modules)
+        )
+    elif config.adapter == "none":
+        model.requires_grad_(True)
+    return without_dropout(model)
+
+
+def cache_reference(stage: Stage, machine: Any, model: Any, splits: dict[str, list[Any]]) -> None:
+    """Log-probabilities of the policy before its first step, for every pair, computed once per build."""
+    from utils.preferences.reference import cached
+    from utils.training.pairs import all_answer_logps
+
+    with machine.precision.autocast():
+        for split, opened in splits.items():
+            for number, packed in enumerate(opened):
+                packed.reference = cached(
+                    stage.partial, f"{split}.{number}", partial(all_answer_logps, model, packed, 8)
+                )
+
+
+def write_model(config: PreferencesConfig, stage: Stage, model: Any, encoder: Any, metrics: dict) -> None:
+    """
+    Everything that makes the build folder a model that answers: one adapter or weights, tokenizer,
+    template, card.
+    """
+    from utils.models.adapt import is_adapter, save_tuned
+    from utils.models.load import copy_tokenizer
+    from utils.training.card import model_card
+
+    tuned = stage.input("model")
+    under = tuned.path if config.adapter == "new" and is_adapter(tuned.path) else None
+    base = stage.input("base" if stage.has_input("base") else "model")
+    save_tuned(model, stage.partial, stage.workspace.relative(base.path), encoder.stop_ids, below=under)
+    copy_tokenizer(tuned.path, stage.partial)
+    (stage.partial / "chat_template.jinja").write_text(encoder.template.source, encoding="utf-8")
+    card = model_card("Preference training", metrics, [], stage.waivers)
+    (stage.partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_stage("90_train_preferences", PreferencesConfig, main)

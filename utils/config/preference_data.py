@@ -1,0 +1,54 @@
+"""
+Config of stage 80: preference pairs to token ids.
+
+    {"output": "data/demo/preferences", "inputs": {"tokenizer": "data/demo/tokenizer", "generated":
+    "data/demo/generated"},
+     "sources": [{"name": "pairs", "kind": "generated", "dataset": "pairs", "format": "stage10"}]}
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from utils.config.chat_data import ChatInputs, ChatSource, ChatSplit, check_sources, local_sources
+from utils.pipeline.config import ExternalSource, StageConfig, source_file
+from utils.pipeline.workspace import Workspace
+
+
+class PairSource(ChatSource):
+    """One source of pairs."""
+
+    format: Literal["auto", "dpo", "hh_rlhf", "stage10"] = "auto"
+    """Shape of the rows; "auto" looks at the first 1,000 rows of each file."""
+
+
+class PreferenceDataConfig(StageConfig):
+    """Stage 80."""
+
+    stage: ClassVar[str] = "80_prepare_preferences"
+
+    inputs: ChatInputs
+    sources: Annotated[list[PairSource], Field(min_length=1)]
+    """Where pairs come from, in order; of duplicates the first stays."""
+    template: Annotated[str, source_file("config/templates/{}.jinja")] = "chatml"
+    """Chat template; must be the one of stage 60."""
+    seed: int = 0
+    """Seed of the split; must be the one of stage 60, so that held-out prompts are held out everywhere."""
+    max_pair_tokens: int = Field(default=1024, ge=8)
+    """Longest prompt + answer in tokens, markers included."""
+    on_too_long: Literal["drop", "drop_old_turns"] = "drop_old_turns"
+    """
+    Reject what is too long, or first remove whole oldest exchanges of the prompt; answers are never cut.
+    """
+    split: ChatSplit = ChatSplit()
+    max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
+    """The stage fails when more of the rows read than this are rejected; duplicates do not count."""
+
+    @model_validator(mode="after")
+    def _sources_are_usable(self) -> Self:
+        check_sources(self.sources, self.inputs)
+        return self
+
+    def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
+        """The local files among the sources."""
+        return local_sources(self.sources, workspace)
