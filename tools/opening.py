@@ -1,0 +1,120 @@
+"""
+Open a model to talk to: a checkpoint folder, an adapter folder or a .gguf file, proven before it is loaded.
+
+    opened = open_model(Path("checkpoints/demo/gguf/model-q8_0.gguf"), REPOSITORY, threads=2)
+    opened.engine, opened.encoder, opened.title
+
+A folder must match its manifest; a GGUF beside a manifest must be the listed file, and a lone one must prove itself from
+its own header. What does not is refused with exit code 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.pipeline.errors import ConfigError, UpstreamError
+from utils.pipeline.lineage import prove_gguf
+from utils.pipeline.manifest import Manifest
+from utils.pipeline.verdict import Verdict
+from utils.pipeline.verify import Verifier
+from utils.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from utils.chat.masks import ChatEncoder
+    from utils.serving.engine import Engine
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to write, the template that turns messages into its prompt, and one line that names it."""
+
+    engine: Engine
+    encoder: ChatEncoder
+    title: str
+
+
+def open_model(path: Path, workspace: Workspace, threads: int = 0) -> Opened:
+    """Verify and load. ConfigError for a path that is no model, UpstreamError (exit 3) for one that cannot be trusted."""
+    path = workspace.path(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path, workspace, threads)
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return _open_checkpoint(path, workspace, threads)
+    raise ConfigError(f"{path} is neither a .gguf file nor a checkpoint folder", fix="give --model a path that exists")
+
+
+def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:
+    from utils.chat.masks import ChatEncoder
+    from utils.chat.templates import ChatTemplate
+    from utils.export.gguf_write import restore_marks
+    from utils.serving.engine import GGUFEngine
+
+    if (path.parent / MANIFEST).is_file():
+        _require(path, Verifier(workspace).artifact(path.parent)[1])
+    verdict, proof = prove_gguf(path)
+    _require(path, verdict)
+    engine = GGUFEngine(path, threads=threads or None)
+    template = engine.metadata.get("tokenizer.chat_template", "")
+    if not template:
+        engine.close()
+        raise ConfigError(f"{path.name} carries no chat template", fix="convert a model that was tuned on conversations")
+    encoder = ChatEncoder(ChatTemplate(restore_marks(template), f"chat template of {path.name}"), engine)
+    return Opened(engine, encoder, f"{path.name}  model {proof.output_digest[:12]}  tensors {proof.tensors_sha256[:12]}")
+
+
+def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened:
+    import torch
+
+    from utils.chat.masks import ChatEncoder
+    from utils.chat.templates import ChatTemplate
+    from utils.models.adapt import attach_adapter, is_adapter
+    from utils.models.load import load_model
+    from utils.serving.engine import CheckpointEngine
+    from utils.tokenizer.frozen import FrozenTokenizer
+
+    if threads:
+        torch.set_num_threads(threads)
+    verifier = Verifier(workspace)
+    manifest = _trusted(folder, verifier)
+    if is_adapter(folder):
+        base = _trusted_base(manifest, verifier)
+        model = attach_adapter(load_model(base), folder)
+    else:
+        model = load_model(folder)
+    template = folder / "chat_template.jinja"
+    if not template.is_file():
+        raise ConfigError(
+            f"{workspace.relative(folder)} has no chat template: a base model continues text and does not chat",
+            fix="give --model a model of stage 70 or later",
+        )
+    tokenizer = FrozenTokenizer(folder)
+    encoder = ChatEncoder(ChatTemplate.load(template), tokenizer)
+    title = f"{workspace.relative(folder)}  {manifest.stage}  {manifest.output_digest[:12]}"
+    return Opened(CheckpointEngine(model, tokenizer, encoder.stop_ids), encoder, title)
+
+
+def _trusted(folder: Path, verifier: Verifier) -> Manifest:
+    manifest, verdict = verifier.artifact(folder)
+    _require(folder, verdict)
+    return manifest
+
+
+def _trusted_base(adapter: Manifest, verifier: Verifier) -> Path:
+    """The folder of the base that the adapter was trained on; UpstreamError if another model lies there now."""
+    from utils.serving.adapters import recorded_base, refuse_other_base
+
+    record = recorded_base(adapter)
+    folder = verifier.workspace.path(record.path)
+    refuse_other_base("chat", record.output_digest, _trusted(folder, verifier).output_digest)
+    return folder
+
+
+def _require(path: Path, verdict: Verdict) -> None:
+    if not verdict.good:
+        raise UpstreamError(
+            f"{path.name} is {verdict}", fix="restore the file, or build it again", verdict=verdict.kind
+        )

@@ -1,0 +1,109 @@
+"""
+Fold an adapter into the weights of its base, and measure that the merged model is the adapted one.
+
+    merged = merge_adapter(adapted)                              # PeftModel -> plain transformers model
+    parity(reference_logits, merged_logits).mean_kl              # about 1e-12 in float32
+
+The reference logits are taken before merging (merging changes the base in place), the others from the written files, so
+rounding to the output type and damage while saving are measured too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.pipeline.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_LOGIT_DIFFERENCE_FP32 = 1e-4
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Merged against adapted, over all tokens of the compared sequences."""
+
+    max_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+    tokens: int
+
+
+def merge_adapter(adapted: object) -> PreTrainedModel:
+    """The base with the adapter folded in, every weight finite. Changes `adapted` in place."""
+    import torch
+
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise StageError(f"the adapter does not merge: {error}", fix="look at the training curves of the adapter") from None
+    broken = [name for name, weight in merged.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise StageError(
+            f"{len(broken)} merged tensors hold NaN or infinity, first {broken[0]}",
+            fix="train the adapter again with a smaller learning rate",
+        )
+    return merged
+
+
+def sequence_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """fp32 logits of all positions of the sequences, joined: [tokens, vocabulary]."""
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for ids in sequences:
+            tokens = torch.tensor([list(map(int, ids))], device=model.device)
+            rows.append(model(input_ids=tokens, use_cache=False).logits[0].float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def parity(reference: np.ndarray, found: np.ndarray) -> Parity:
+    """Differences of logits [tokens, vocabulary]; KL(reference || found) in nats."""
+    p, q = _log_softmax(reference), _log_softmax(found)
+    return Parity(
+        max_logit_difference=float(np.abs(found - reference).max()),
+        mean_kl=float((np.exp(p) * (p - q)).sum(-1).mean()),
+        top1_agreement=float((reference.argmax(-1) == found.argmax(-1)).mean()),
+        tokens=len(reference),
+    )
+
+
+def require_parity(measured: Parity, dtype: str, max_mean_kl: float) -> None:
+    """StageError when merging or rounding moved the model further than allowed."""
+    if measured.mean_kl > max_mean_kl:
+        raise StageError(
+            f"the merged model differs from base plus adapter: mean KL {measured.mean_kl:.2e} nats "
+            f"(limit {max_mean_kl:g}), top-1 agreement {measured.top1_agreement:.4f}",
+            fix='write "dtype": "float32", or raise verify.max_mean_kl',
+        )
+    if dtype == "float32" and measured.max_logit_difference > MAX_LOGIT_DIFFERENCE_FP32:
+        raise StageError(
+            f"the merged model's logits differ by up to {measured.max_logit_difference:.2e} "
+            f"(limit {MAX_LOGIT_DIFFERENCE_FP32:g} in float32)",
+            fix="this is a defect of the merge; nothing was sealed",
+        )
+
+
+def write_merged(merged: PreTrainedModel, folder: Path, dtype: str, stop_ids: Sequence[int]) -> None:
+    """config.json, generation_config.json with all stop ids, and safetensors of the given type."""
+    import torch
+
+    merged.to(getattr(torch, dtype))
+    merged.generation_config.eos_token_id = list(stop_ids)
+    merged.save_pretrained(folder, max_shard_size="4GB")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["eos_token_id"] = list(stop_ids)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

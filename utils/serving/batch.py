@@ -1,0 +1,103 @@
+"""
+Greedy answers to many prompts at once, for evaluation and for the gates of stage 120.
+
+Prompts of similar length share a batch, padded on the left; a batch is bounded by its tokens and shrinks as answers end.
+
+    greedy_answers(model, prompts, max_tokens=64, stop_ids={2, 5})[0].ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Answer:
+    """New token ids, the stop id included when there is one, and the distance of the two best logits at each."""
+
+    ids: list[int] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+def greedy_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop_ids: set[int] | frozenset[int],
+    batch_tokens: int = 16_384,
+) -> list[Answer]:
+    """The likeliest continuation of each prompt, at most `max_tokens` long and never past the model's context."""
+    answers = [Answer() for _ in prompts]
+    for batch in _batches(prompts, max_tokens, batch_tokens):
+        _answer_batch(model, prompts, batch, answers, max_tokens, stop_ids)
+    return answers
+
+
+def _batches(prompts: Sequence[Sequence[int]], max_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts, shortest first, so many that their padded tokens stay below the bound."""
+    batch: list[int] = []
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if batch and (len(batch) + 1) * (len(prompts[index]) + max_tokens) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _answer_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batch: list[int],
+    answers: list[Answer],
+    max_tokens: int,
+    stop_ids: set[int] | frozenset[int],
+) -> None:
+    import torch
+
+    width = max(len(prompts[index]) for index in batch)
+    steps = min(max_tokens, model.config.max_position_embeddings - width)
+    tokens = torch.tensor([[0] * (width - len(prompts[i])) + list(map(int, prompts[i])) for i in batch])
+    mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch])
+    running, cache = list(batch), None
+    for _ in range(steps):
+        logits, cache = _step(model, tokens, mask, cache)
+        best = logits.topk(2, dim=-1)
+        for row, index in enumerate(running):
+            answers[index].ids.append(int(best.indices[row, 0]))
+            answers[index].gaps.append(float(best.values[row, 0] - best.values[row, 1]))
+            answers[index].stopped = answers[index].ids[-1] in stop_ids
+        keep = [row for row, index in enumerate(running) if not answers[index].stopped]
+        if not keep:
+            return
+        tokens = best.indices[:, :1]
+        if len(keep) < len(running):
+            rows = torch.tensor(keep)
+            running = [running[row] for row in keep]
+            tokens, mask = tokens[rows], mask[rows]
+            cache.batch_select_indices(rows)
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+
+
+def _step(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
+    """Logits [rows, vocabulary] after the last column, positions counted from each row's first real token."""
+    import torch
+
+    with torch.inference_mode():
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return output.logits[:, -1].float(), output.past_key_values
