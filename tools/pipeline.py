@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.pipeline.errors import ConfigError, LockstepError
+from utils.pipeline.errors import ConfigError, LockstepError, Stopped
 from utils.pipeline.manifest import read_manifest
 from utils.pipeline.plan import (
     Node,
@@ -31,6 +31,8 @@ from utils.pipeline.plan import (
 )
 from utils.pipeline.review import abandoned_builds, explain, verify_chain_rows, verify_gguf_rows
 from utils.pipeline.run import Launcher, run_profile
+from utils.pipeline.seal import TAMPERED
+from utils.pipeline.signals import handled, stop_at_once
 from utils.pipeline.verify import Verifier
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
@@ -43,9 +45,13 @@ def main(argv: Sequence[str], workspace: Workspace = REPOSITORY, launch: Launche
     """
     arguments = _parse(argv)
     try:
-        if arguments.command == "run":
-            return run_profile(arguments, workspace, launch)
-        return COMMANDS[arguments.command](arguments, workspace)
+        with handled(stop_at_once):
+            if arguments.command == "run":
+                return run_profile(arguments, workspace, launch)
+            return COMMANDS[arguments.command](arguments, workspace)
+    except Stopped as stopped:
+        print(f"stopped (exit {stopped.exit_code}); rerun to continue", file=sys.stderr)
+        return stopped.exit_code
     except LockstepError as error:
         print(f"error: {error.report()}", file=sys.stderr)
         return error.exit_code
@@ -178,7 +184,7 @@ def _gc(arguments: argparse.Namespace, workspace: Workspace) -> int:
     print(f"{ask} {count}{'' if arguments.yes else ' (add --yes)'}{': ' * bool(names)}{names}")
     print("never touched: sealed artifacts, raw sources, logs; .tampered folders are named, not removed")
     for node in nodes:
-        kept = node.output.with_name(node.output.name + ".tampered")
+        kept = node.output.with_name(node.output.name + TAMPERED)
         if kept.is_dir():
             print(f"kept      {workspace.relative(kept)}, an altered artifact that --force set aside")
     return 0

@@ -22,12 +22,21 @@ from utils.pipeline.config import LoadedConfig
 from utils.pipeline.environment import code_record, environment_record, host_class
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import GUARDS
+from utils.pipeline.inputs import Input
 from utils.pipeline.log import Log, utc_now
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.proof import Proof, prove_inputs
 from utils.pipeline.refusal import build_command
-from utils.pipeline.seal import STATE, partial_of, publish, remove_scratch, write_manifest
-from utils.pipeline.verdict import Verdict, shown
+from utils.pipeline.seal import (
+    STATE,
+    TAMPERED,
+    partial_of,
+    publish,
+    read_state,
+    remove_scratch,
+    write_manifest,
+)
+from utils.pipeline.verdict import OK, Change, Verdict, shown
 from utils.pipeline.verify import Currency, Mode, Verifier, changes_since, stored_currency
 from utils.pipeline.workspace import Workspace
 
@@ -58,7 +67,7 @@ class Build:
 
     def record_end(self, word: str, exit_code: int) -> None:
         """Note in the build folder how the build ended."""
-        state = _read_state(self.partial)
+        state = read_state(self.partial)
         if state is not None:
             _write_state(self.partial, state | {"ended": word, "exit_code": exit_code})
 
@@ -131,8 +140,8 @@ def begin_build(
     """
     verifier = Verifier(workspace, arguments.verify)
     own, verdict = verifier.artifact(output)
-    proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, own)
-    verdict = _own_verdict(own, verdict, proof, verifier)
+    proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, own if verdict.good else None)
+    verdict = _own_verdict(own, verdict, proof)
     altered = verdict.kind in ("tampered", "mismatched")
     if altered and not arguments.force:
         raise _altered(stage, workspace.relative(output), verdict, loaded.path)
@@ -166,23 +175,10 @@ def _arguments_as_typed(arguments: argparse.Namespace) -> list[str]:
     return typed if str(arguments.config) in typed else ["--config", str(arguments.config)]
 
 
-def _own_verdict(own: Manifest | None, verdict: Verdict, proof: Proof, verifier: Verifier) -> Verdict:
+def _own_verdict(own: Manifest | None, verdict: Verdict, proof: Proof) -> Verdict:
     """The present artifact against its own manifest, then against what would be built now."""
     if own is None or not verdict.good:
         return verdict
-    for role, found in proof.inputs.items():
-        edited = verifier.edited_since(own, role, found.manifest)
-        if not edited.good:
-            where = verifier.workspace.relative(found.path)
-            raise UpstreamError(
-                f'{proof.stage} cannot start: input "{found.role}" ({where}) is {edited}',
-                fix=build_command(found.manifest.stage, found.manifest.config.path, force=True),
-                input=found.role,
-                verdict=str(edited),
-                component=edited.component,
-                expected=edited.before,
-                actual=edited.after,
-            )
     changes = changes_since(stored_currency(own), proof.currency)
     return Verdict.changed("stale", changes) if changes else verdict
 
@@ -206,13 +202,6 @@ def _why_build(verdict: Verdict, force: bool) -> str:
 # the build folder
 
 
-def _read_state(partial: Path) -> dict | None:
-    try:
-        return json.loads((partial / STATE).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
 def _write_state(partial: Path, state: dict) -> None:
     (partial / (STATE + ".new")).write_text(json.dumps(state), encoding="ascii")
     (partial / (STATE + ".new")).replace(partial / STATE)
@@ -226,18 +215,22 @@ def _prepare(
     discarded (P26).
     """
     partial = partial_of(output)
-    state = _read_state(partial)
+    state = read_state(partial)
     if partial.is_dir() and resume == "never":
         log.event("discarding", f"an unfinished build ({_describe(partial)}), as --resume never asks")
         state = _discard(partial)
-    if state is not None and state["key"] == proof.key:
-        log.event("resuming", f"an unfinished build of {state['started']}")
-        return state["run_id"], True
+    if state is not None:
+        changes = changes_since(_currency_of(state), proof.currency)
+        problem = GUARDS["G15"](state["key"], proof.key, changes)
+        if problem is None:
+            log.event("resuming", f"an unfinished build of {state['started']}")
+            return state["run_id"], True
+        if type(loaded.config).keeps_partial:
+            raise _other_partial(stage, partial, problem, loaded)
+        log.event("discarding", f"an unfinished build: {problem}")
+    elif partial.is_dir():
+        log.event("discarding", f"an unfinished build that does not say what it is of ({_describe(partial)})")
     if partial.is_dir():
-        if problem := state and GUARDS["G15"](changes_since(_currency_of(state), proof.currency)):
-            if type(loaded.config).keeps_partial:
-                raise _other_partial(stage, partial, problem, loaded)
-            log.event("discarding", f"an unfinished build: {problem}")
         _discard(partial)
     partial.mkdir(parents=True)
     run_id = secrets.token_hex(16)
@@ -253,6 +246,7 @@ def _currency_of(state: Mapping) -> Currency:
 
 
 def _discard(partial: Path) -> None:
+    (partial / STATE).unlink(missing_ok=True)  # first, so that a kill in between leaves nothing to resume
     shutil.rmtree(partial)
 
 
@@ -282,7 +276,7 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
     fields = build.fields(metrics, tokenizer or build.proof.tokenizer, rates, started)
     manifest = write_manifest(build.partial, fields, build.workspace)
     remove_scratch(build.partial)
-    publish(build.output, ".tampered" if build.keep_tampered else "")
+    publish(build.output, TAMPERED if build.keep_tampered else "")
     log.path = build.output / "log" / "events.jsonl"
     relative = build.workspace.relative(build.output)
     replaced = f", was {build.was[:12]}" if build.was and build.was != manifest.output_digest else ""
@@ -293,30 +287,39 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
 def _second_look(build: Build) -> None:
     """Refuse to seal when an input or a source is no longer what was proven before the work."""
     verifier = Verifier(build.workspace, build.verify)
-    before, after, found = {}, {}, {}
-    for role, given in build.proof.inputs.items():
-        manifest, verdict = verifier.artifact(given.path)
-        before[role] = given.manifest.manifest_sha256
-        after[role] = manifest.manifest_sha256 if manifest and verdict.good else str(verdict)
-        found[role] = verdict
+    before, after, verdicts = {}, {}, {}
+    for found in build.proof.inputs.values():
+        manifest, verdict = verifier.artifact(found.path)
+        what = f'input "{found.role}"'
+        before[what] = found.manifest.manifest_sha256
+        after[what] = manifest.manifest_sha256 if manifest and verdict.good else str(verdict)
+        verdicts[what] = (found, verdict)
     for name, source in build.proof.sources.items():
-        before[f"source {name}"] = source.record["digest"]
-        after[f"source {name}"] = source.external.record(build.workspace)["digest"]
-    changed = GUARDS["G14"](before, after)
-    if not changed:
-        return
-    role = changed[0][0]
-    verdict = found.get(role)
-    what = verdict.component if verdict and not verdict.good else "it was rebuilt"
-    kind = verdict.kind if verdict and not verdict.good else "stale"
-    raise UpstreamError(
-        f'input "{role}" changed while {build.stage} was running: {what}\n'
-        f"  proven    {shown(before[role])}   when the stage started\n"
-        f"  found     {shown(after[role])}   now; nothing was sealed, {build.partial.name} keeps the work",
-        fix=f"restore or rebuild it, then rerun: {build_command(build.stage, build.loaded.path)}",
-        input=role,
-        verdict=f"{kind} ({role}: changed while {build.stage} was running)",
-        component=what,
-        expected=before[role],
-        actual=after[role],
+        before[f'source "{name}"'] = source.record["digest"]
+        after[f'source "{name}"'] = source.digest_now()
+    if changed := GUARDS["G14"](before, after):
+        raise _changed_meanwhile(build, changed[0], *verdicts.get(changed[0][0], (None, OK)))
+
+
+def _changed_meanwhile(build: Build, change: Change, found: Input | None, verdict: Verdict) -> UpstreamError:
+    what, before, after = change
+    component = verdict.component or verdict.kind if not verdict.good else "it is another one now"
+    happened = f"changed while {build.stage} was running"
+    rerun = build_command(build.stage, build.loaded.path)
+    if type(build.loaded.config).keeps_partial and verdict.good:
+        rerun += " --resume never"  # what was built belongs to an input that is gone
+    fix = f"rerun: {rerun}"
+    if found and not verdict.good:
+        rebuild = build_command(found.manifest.stage, found.manifest.config.path, force=True)
+        fix = f"{rebuild}\n  then      {rerun}"
+    return UpstreamError(
+        f"{what} {happened}: {component}\n"
+        f"  proven    {shown(before)}   when the stage started\n"
+        f"  found     {shown(after)}   now; nothing was sealed, {build.partial.name} keeps the work",
+        fix=fix,
+        input=what,
+        verdict=f"{'stale' if verdict.good else verdict.kind} ({what}: {happened})",
+        component=component,
+        expected=str(before),
+        actual=str(after),
     )

@@ -168,9 +168,14 @@ def load_config(path: Path, config_class: type[StageConfig], workspace: Workspac
     files: list[bytes] = []
     document = _read_merged(workspace.path(path), workspace, [], files)
     try:
-        config = config_class.model_validate(document)
+        config, errors = config_class.model_validate(document), []
     except ValidationError as error:
-        raise _readable(error, config_class, label) from None
+        config, errors = None, error.errors(include_url=False)
+    unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
+    if surplus := GUARDS["G26"](unknown):
+        raise _unknown_key(surplus[0], config_class, label)
+    if config is None:
+        raise _readable(errors, label)
     _refuse_environment_names(config, label)
     return LoadedConfig(config, label, sha256_hex(b"\n".join(files)), workspace)
 
@@ -234,15 +239,14 @@ def merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def _readable(error: ValidationError, config_class: type[Section], label: str) -> ConfigError:
-    errors = error.errors(include_url=False)
-    unknown = [_dotted(item["loc"]) for item in errors if item["type"] == "extra_forbidden"]
-    if GUARDS["G26"](unknown):
-        location = next(item["loc"] for item in errors if item["type"] == "extra_forbidden")
-        valid = list(_section_at(config_class, location[:-1]).model_fields)
-        near = get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
-        hint = f'did you mean "{near[0]}"?' if near else f"valid keys: {', '.join(valid)}"
-        return ConfigError(f'{label}: unknown key "{unknown[0]}" ({hint})')
+def _unknown_key(location: tuple[str | int, ...], config_class: type[Section], label: str) -> ConfigError:
+    valid = list(_section_at(config_class, location[:-1]).model_fields)
+    near = get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+    hint = f'did you mean "{near[0]}"?' if near else f"valid keys: {', '.join(valid)}"
+    return ConfigError(f'{label}: unknown key "{_dotted(location)}" ({hint})')
+
+
+def _readable(errors: list, label: str) -> ConfigError:
     first = errors[0]
     message = first["msg"].removeprefix("Value error, ")
     where = f'"{_dotted(first["loc"])}": ' if first["loc"] else ""

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from utils.pipeline.hashing import digest, sha256_hex, usable_cores
+from utils.pipeline.manifest import CodeRecord
 
 ROOMS = ("utils", "kernels", "scripts", "tools")
 
@@ -27,25 +28,35 @@ def code_record(script: Path, root: Path) -> dict:
     The `code` block for a stage script: git state and the digest of every project module that it can
     import.
     """
-    modules = dict(sorted(_closure(script, root).items()))
+    modules = code_modules(script, root)
     return {
         "git_commit": _git(root, "rev-parse", "HEAD") or "0" * 40,
         "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
-        "python": ".".join(platform.python_version_tuple()[:2]),
+        "python": _python_minor(),
         "digest": digest("code", modules),
         "modules": modules,
     }
 
 
-def changed_modules(before: dict, now: dict) -> list[str]:
+def code_modules(script: Path, root: Path) -> dict[str, str]:
+    """Name -> digest of the script and of every project module that it can import."""
+    return dict(sorted(_closure(script, root).items()))
+
+
+def changed_modules(before: CodeRecord, script: Path, root: Path) -> list[str]:
     """
-    Modules whose syntax tree differs; none when the Python minor versions differ, because trees then are
-    not comparable.
+    Modules whose syntax tree is not the recorded one; none under another Python minor version, because
+    trees then are not comparable.
     """
-    if before["python"] != now["python"]:
+    if before.python != _python_minor() or not script.is_file():
         return []
-    names = {*before["modules"], *now["modules"]}
-    return sorted(name for name in names if before["modules"].get(name) != now["modules"].get(name))
+    now = code_modules(script, root)
+    names = {*before.modules, *now}
+    return sorted(name for name in names if before.modules.get(name) != now.get(name))
+
+
+def _python_minor() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -7,6 +7,9 @@ is a bug and keeps its traceback.
     raise ConfigError('config/demo/40.json: unknown key "modes"', fix='did you mean "mode"?')
 """
 
+import errno
+from concurrent.futures.process import BrokenProcessPool
+
 
 class LockstepError(Exception):
     """
@@ -58,3 +61,19 @@ class Stopped(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"stopped with exit code {exit_code}")
         self.exit_code = exit_code
+
+
+def lacking_resource(error: BaseException) -> str:
+    """What the machine ran out of, or "" when the error is something else."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return "a worker process died (killed for memory?)" if isinstance(error, BrokenProcessPool) else ""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a process leaves with: the code of an expected failure, 4 for want of a resource, 1 for a bug."""
+    if isinstance(error, (LockstepError, Stopped)):
+        return error.exit_code
+    return LockstepError.exit_code if lacking_resource(error) else 1

@@ -151,9 +151,11 @@ def unchanged_while_running(before: Mapping[str, str], after: Mapping[str, str])
     ]
 
 
-def partial_belongs(changes: Sequence[Change]) -> Found:
+def partial_belongs(key: str, key_now: str, changes: Sequence[Change]) -> Found:
     """G15: an unfinished build may be continued only under the key it was begun with."""
-    return Verdict.changed("stale", changes) if changes else None
+    if key == key_now:
+        return None
+    return Verdict.changed("stale", changes or [("key", key, key_now)])
 
 
 def lock_is_free(held_by: str) -> str:
@@ -219,8 +221,8 @@ def adapter_fits_base(recorded: str, found: str) -> Found:
     return Verdict("mismatched", detail, "base", recorded, found, waivable=True)
 
 
-def keys_known(unknown: Sequence[str]) -> Sequence[str]:
-    """G26: a config holds only keys that somebody reads; returns the ones that nobody does."""
+def keys_known(unknown: Sequence[tuple]) -> Sequence[tuple]:
+    """G26: a config holds only keys that somebody reads; returns where the ones are that nobody does."""
     return unknown
 
 

@@ -13,18 +13,19 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from threading import local
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import GUARDS
 
+T = TypeVar("T")
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 BUFFER_BYTES = 1 << 20
 QUIET_SECONDS = 2.0  # a write inside the clock's granularity must not hide behind an unchanged mtime
@@ -139,6 +140,9 @@ class DigestCache:
 
     def known(self, paths: Iterable[Path]) -> dict[Path, FileDigest]:
         """The digests that still hold for `paths`."""
+        return self._rebuilding(lambda: self._known(paths))
+
+    def _known(self, paths: Iterable[Path]) -> dict[Path, FileDigest]:
         found = {}
         with self._connect() as rows:
             for path in paths:
@@ -152,6 +156,9 @@ class DigestCache:
 
     def remember(self, digests: Mapping[Path, FileDigest]) -> None:
         """Keep `digests` of files that had been quiet for two seconds when they were hashed."""
+        self._rebuilding(lambda: self._remember(digests))
+
+    def _remember(self, digests: Mapping[Path, FileDigest]) -> None:
         now = time.time()
         with self._connect() as rows:
             for path, found in digests.items():
@@ -161,16 +168,20 @@ class DigestCache:
                 row = [str(path.resolve()), _stat_text(path), found.bytes, found.sha256]
                 rows.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", row)
 
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def _rebuilding(self, attempt: Callable[[], T]) -> T:
+        """`attempt`, a second time over an empty cache when the file turns out to be damaged."""
         try:
-            connection = self._open()
+            return attempt()
         except sqlite3.DatabaseError:
             print(f"the digest cache {self.path.name} was damaged and is rebuilt")
             for leftover in self.path.parent.glob(self.path.name + "*"):
                 leftover.unlink()
-            connection = self._open()
+            return attempt()
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = self._open()
         try:
             with connection:
                 yield connection
@@ -239,7 +250,7 @@ class _VerifiedFile:
         return self._file.closed
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing: a wrapper that is done must not keep `open_verified` from reading the rest."""
 
     def flush(self) -> None:
         pass

@@ -36,6 +36,10 @@ class Input:
         """Paths of all listed files below `prefix`, in order."""
         return [self.path / output.path for output in self.manifest.outputs if output.path.startswith(prefix)]
 
+    def lists(self, name: str) -> bool:
+        """Whether the manifest lists this file."""
+        return any(output.path == name for output in self.manifest.outputs)
+
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """One sequential read of a listed file that fails when the bytes are not the listed ones (P22)."""
         return open_verified(self.path / name, self._sha256(name))
@@ -64,6 +68,13 @@ class Source:
         relative = self.workspace.relative(path)
         sha256 = next(row["sha256"] for row in self.record["files"] if row["path"] == relative)
         return open_verified(path, sha256)
+
+    def digest_now(self) -> str:
+        """The digest of the same files as they are now, or what became of them."""
+        try:
+            return self.external.record(self.workspace)["digest"]
+        except OSError as error:
+            return f"{self.workspace.relative(error.filename)}: {error.strerror}"
 
     def count(self, rows_read: int, rows_kept: int) -> None:
         self.record.update(rows_read=rows_read, rows_kept=rows_kept)

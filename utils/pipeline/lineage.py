@@ -128,20 +128,18 @@ def prove_gguf(path: Path) -> tuple[Verdict, GGUFProof | None]:
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if _is_ours(name)}
-    except (ValueError, OSError, IndexError, KeyError) as error:
+        if OUTPUT_DIGEST not in fields:
+            return Verdict("mismatched", f"{path.name}: carries no lineage, another program made it"), None
+        tokenizer, lineage = json.loads(fields[TOKENIZER]), json.loads(fields[LINEAGE])
+        rows = [
+            ("tensors", fields[TENSORS_SHA256], tensors_digest(reader)),
+            ("lineage", fields[LINEAGE_SHA256], digest("lineage", lineage)),
+            ("lineage", fields[OUTPUT_DIGEST], lineage[0]["output_digest"]),
+            ("pieces", tokenizer["pieces_sha256"], digest("pieces", _pieces(fields))),
+            ("tokenizer", fields[FINGERPRINT], seal_block(tokenizer)["fingerprint"]),
+        ]
+    except (ValueError, TypeError, LookupError, OSError) as error:
         return Verdict("tampered", f"{path.name}: not a readable GGUF: {error}", path.name), None
-    if OUTPUT_DIGEST not in fields:
-        return Verdict(
-            "mismatched", f"{path.name}: carries no lineage, it was not made by this program"
-        ), None
-    tokenizer, lineage = json.loads(fields[TOKENIZER]), json.loads(fields[LINEAGE])
-    rows = [
-        ("tensors", fields[TENSORS_SHA256], tensors_digest(reader)),
-        ("lineage", fields[LINEAGE_SHA256], digest("lineage", lineage)),
-        ("lineage", fields[OUTPUT_DIGEST], lineage[0]["output_digest"]),
-        ("pieces", tokenizer["pieces_sha256"], digest("pieces", _pieces(fields))),
-        ("tokenizer", fields[FINGERPRINT], seal_block(tokenizer)["fingerprint"]),
-    ]
     proof = GGUFProof(fields[OUTPUT_DIGEST], tokenizer, lineage, path.stat().st_size, fields[TENSORS_SHA256])
     return GUARDS["G21"](rows) or OK, proof
 

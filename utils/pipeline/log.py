@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 LEVELS = ("debug", "info", "warning", "error")
-STAGE_COLUMN = 22
+STAGE_COLUMN = 23
 EVENT_COLUMN = 11
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.pipeline.config import LoadedConfig, input_folders, load_config
-from utils.pipeline.environment import changed_modules, code_record
+from utils.pipeline.environment import changed_modules
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.guards import GUARDS
 from utils.pipeline.manifest import Manifest
@@ -115,6 +115,13 @@ def _parents_first(nodes: list[Node], by_output: dict[Path, Node]) -> list[Node]
     return ordered
 
 
+def known_to(verifier: Verifier, nodes: Iterable[Node]) -> list[Node]:
+    """The nodes, after the verifier learned which config writes which folder."""
+    nodes = list(nodes)
+    verifier.configs.update({node.output: node.loaded for node in nodes})
+    return nodes
+
+
 def judge(node: Node, verifier: Verifier) -> Judged:
     """The node's artifact and everything it stands on: what starting the stage would find."""
     links = verifier.chain(node.output)
@@ -133,7 +140,7 @@ def status(nodes: Iterable[Node], verifier: Verifier) -> list[Judged]:
     Every node's own verdict: integrity, currency, edits since a child used it, waivers of the profile,
     code notes (P44).
     """
-    nodes = list(nodes)
+    nodes = known_to(verifier, nodes)
     links = {node.output: verifier.chain(node.output)[0] for node in nodes}
     manifests = [link.manifest for link in links.values() if link.manifest]
     waivers = [waiver for manifest in manifests for waiver in manifest.waivers]
@@ -164,9 +171,7 @@ def _inherited(waivers: list[dict]) -> Verdict:
 
 def _code_note(node: Node, manifest: Manifest, workspace: Workspace) -> str:
     script = workspace.root / "scripts" / f"{node.stage}.py"
-    if not script.is_file():
-        return ""
-    changed = changed_modules(manifest.code.model_dump(), code_record(script, workspace.root))
+    changed = changed_modules(manifest.code, script, workspace.root)
     shown = ", ".join(changed[:3]) + (f", and {len(changed) - 3} more" if len(changed) > 3 else "")
     return f"code changed: {shown}" if changed else ""
 
@@ -188,7 +193,7 @@ def plan(nodes: Iterable[Node], verifier: Verifier) -> list[Step]:
     """The decision for each node as things are now, and how long it took last time."""
     steps: list[Step] = []
     waiting: dict[Path, str] = {}
-    for node in nodes:
+    for node in known_to(verifier, nodes):
         own = verifier.chain(node.output)[0]
         waivers = own.manifest.waivers if own.manifest else []
         verdict = apply_waivers(own, waivers).verdict

@@ -6,19 +6,20 @@ inherited.
     proof.inputs, proof.sources, proof.key, proof.waivers
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from utils.pipeline.config import LoadedConfig, input_folders
-from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import GUARDS
 from utils.pipeline.inputs import Input, Source
 from utils.pipeline.manifest import Manifest
-from utils.pipeline.refusal import refuse_input, refuse_tokenizers, verdict_fields
-from utils.pipeline.tokenizer_identity import carries_tokenizer, changed_probe, tokenizer_block
-from utils.pipeline.verdict import Verdict, shown
+from utils.pipeline.refusal import refuse_input, refuse_library, refuse_tokenizers
+from utils.pipeline.tokenizer_identity import carries_tokenizer, tokenizer_block
+from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Currency, Link, Verifier, apply_waivers, display_roles
+
+ADAPTER_CONFIG = "adapter_config.json"
+CANNOT_BE_ALLOWED = "{} inputs cannot be allowed; rebuild or restore the file"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def prove_inputs(
     stage: str, loaded: LoadedConfig, verifier: Verifier, reason: str = "", own: Manifest | None = None
 ) -> Proof:
     """
-    Verify every input and match their tokenizers. UpstreamError at the first that cannot be used.
+    Verify every input, match their tokenizers and their base. UpstreamError for the worst of them.
 
     `reason` (of --allow-mismatch) accepts waivable verdicts; `own` is the stage's present artifact, whose
     waivers still hold.
@@ -49,17 +50,16 @@ def prove_inputs(
     workspace, config = verifier.workspace, loaded.config
     folders = {role: workspace.path(folder) for role, folder in input_folders(config).items()}
     names = display_roles(set(folders))
-    waivers = list(own.waivers) if own else []
-    inputs: dict[str, Input] = {}
-    inherited: list[dict] = []
-    for role, folder in folders.items():
-        links = verifier.chain(folder, role)
-        manifest = links[0].manifest
-        known = [*waivers, *(manifest.waivers if manifest else [])]
-        used = _accept(stage, names[role], links, known, reason, verifier, loaded.path)
-        inherited += [*(manifest.waivers if manifest else []), *used]
-        inputs[role] = Input(names[role], folder, manifest)
-    tokenizer, used = _match_tokenizers(stage, inputs, waivers, reason, loaded.path, verifier)
+    chains = {names[role]: verifier.chain(folder, role, own) for role, folder in folders.items()}
+    manifests = [links[0].manifest for links in chains.values() if links[0].manifest]
+    known = [waiver for manifest in [own, *manifests] if manifest for waiver in manifest.waivers]
+    case = _Case(stage, loaded.path, verifier, reason, _unique(known))
+    chains = {role: [apply_waivers(link, known) for link in links] for role, links in chains.items()}
+    case.refuse_beyond_waiving(chains)
+    inputs = {role: Input(names[role], folders[role], chains[names[role]][0].manifest) for role in folders}
+    tokenizer = case.match_tokenizers({found.role: found for found in inputs.values()})
+    case.match_base({found.role: found for found in inputs.values()})
+    case.refuse_stale(chains)
     sources = {
         source.name: Source(source, source.record(workspace), workspace)
         for source in config.external_sources(workspace)
@@ -70,97 +70,100 @@ def prove_inputs(
         {name: source.record["digest"] for name, source in sources.items()},
         type(config).stage_version,
     )
-    return Proof(stage, inputs, sources, currency, _unique([*inherited, *used]), tokenizer)
+    inherited = [waiver for manifest in manifests for waiver in manifest.waivers]
+    return Proof(stage, inputs, sources, currency, _unique([*inherited, *case.used]), tokenizer)
 
 
-def _accept(
-    stage: str,
-    role: str,
-    links: Sequence[Link],
-    known: list[dict],
-    reason: str,
-    verifier: Verifier,
-    config_path: str,
-) -> list[dict]:
-    """The waivers under which this chain may be used; UpstreamError if it may not."""
-    used = []
-    judged = [apply_waivers(link, known) for link in links]
-    for link in sorted(judged, key=lambda link: link.verdict.rank):
-        if link.verdict.good:
-            used += [waiver for waiver in known if link.verdict.kind == "allowed" and _names(waiver, link)]
-        elif not reason:
-            raise refuse_input(stage, role, judged, link, verifier, config_path)
-        elif not link.verdict.waivable:
-            raise _cannot_be_allowed(stage, role, link.verdict, verifier.workspace.relative(link.folder))
-        else:
-            used.append(_waiver(link.stage, role, link.verdict, reason, at=stage))
-    return used
+@dataclass
+class _Case:
+    """One stage asking for its inputs: what is allowed already, and what of that it had to use."""
 
+    stage: str
+    config_path: str
+    verifier: Verifier
+    reason: str
+    known: list[dict]
+    used: list[dict] = field(default_factory=list)
 
-def _names(waiver: dict, link: Link) -> bool:
-    return GUARDS["G24"](waiver, link.stage, link.verdict)
+    def refuse_beyond_waiving(self, chains: Mapping[str, Sequence[Link]]) -> None:
+        """Tampered, missing, incomplete, unreadable: the worst of all inputs, whatever was allowed."""
+        self._refuse_first(chains, lambda verdict: not verdict.good and not verdict.waivable)
 
+    def refuse_stale(self, chains: Mapping[str, Sequence[Link]]) -> None:
+        """Stale inputs, unless a waiver of this run or an earlier one covers them."""
+        if not self.reason:
+            self._refuse_first(chains, lambda verdict: not verdict.good)
+        for role, links in chains.items():
+            for link in links:
+                if link.verdict.kind == "allowed":
+                    self._use_known(link.stage, link.verdict)
+                elif not link.verdict.good:
+                    self.used.append(self._waiver(link.stage, role, link.verdict))
 
-def _waiver(stage: str, role: str, verdict: Verdict, reason: str, at: str) -> dict:
-    facts = {
-        "verdict": verdict.kind,
-        "component": verdict.component,
-        "before": verdict.before,
-        "after": verdict.after,
-    }
-    return {"stage": stage, "role": role} | facts | {"reason": reason, "at": at}
+    def _refuse_first(
+        self, chains: Mapping[str, Sequence[Link]], refused: Callable[[Verdict], bool]
+    ) -> None:
+        bad = [(role, link) for role, links in chains.items() for link in links if refused(link.verdict)]
+        if bad:
+            role, worst_link = min(bad, key=lambda row: row[1].verdict.rank)
+            note = CANNOT_BE_ALLOWED.format(worst_link.verdict.kind) if self.reason else ""
+            links = chains[role]
+            raise refuse_input(self.stage, role, links, worst_link, self.verifier, self.config_path, note)
 
+    def _use_known(self, stage: str, verdict: Verdict) -> bool:
+        """Whether an earlier waiver covers this; it is then inherited."""
+        covering = [waiver for waiver in self.known if GUARDS["G24"](waiver, stage, verdict)]
+        self.used += covering
+        return bool(covering)
 
-def _cannot_be_allowed(stage: str, role: str, verdict: Verdict, path: str) -> UpstreamError:
-    return UpstreamError(
-        f'{stage} cannot start: input "{role}": {path} is {verdict}\n'
-        f"  {verdict.kind} inputs cannot be allowed; rebuild or restore the file",
-        fix="rerun without --allow-mismatch to see the command that rebuilds it",
-        **verdict_fields(verdict, role),
-    )
+    def _waiver(self, stage: str, role: str, verdict: Verdict) -> dict:
+        change = {"component": verdict.component, "before": verdict.before, "after": verdict.after}
+        facts = {"stage": stage, "role": role, "verdict": verdict.kind}
+        return facts | change | {"reason": self.reason, "at": self.stage}
 
+    def _allows(self, role: str, verdict: Verdict) -> bool:
+        """Whether a mismatch among the inputs is waived, by an earlier run or by this one."""
+        if not verdict.waivable:
+            return False
+        if self._use_known(self.stage, verdict):
+            return True
+        if self.reason:
+            self.used.append(self._waiver(self.stage, role, verdict))
+        return bool(self.reason)
 
-def _match_tokenizers(
-    stage: str, inputs: dict[str, Input], known: list[dict], reason: str, config_path: str, verifier: Verifier
-) -> tuple[dict, list[dict]]:
-    """The tokenizer that all inputs share ({} for none), and the waivers it took."""
-    blocks: dict[str, dict] = {}
-    for found in inputs.values():
-        blocks[found.role] = _block_now(stage, found)
-    verdict = GUARDS["G13"](blocks)
-    shared = next((block for block in blocks.values() if block.get("chat_template_sha256")), None)
-    shared = shared or next((block for block in blocks.values() if block), {})
-    if verdict is None:
-        return shared, []
-    covering = [waiver for waiver in known if GUARDS["G24"](waiver, stage, verdict)]
-    if covering:
-        return shared, covering
-    if reason and verdict.waivable:
-        return shared, [_waiver(stage, "tokenizer", verdict, reason, at=stage)]
-    folders: dict[str, Path] = {found.role: found.path for found in inputs.values()}
-    raise refuse_tokenizers(stage, verdict, blocks, folders, config_path, verifier.workspace)
+    def match_tokenizers(self, inputs: Mapping[str, Input]) -> dict:
+        """The tokenizer that all inputs share, {} for none (P36)."""
+        blocks = {role: self._block_now(found) for role, found in inputs.items()}
+        verdict = GUARDS["G13"](blocks)
+        if verdict and not self._allows("tokenizer", verdict):
+            workspace = self.verifier.workspace
+            raise refuse_tokenizers(self.stage, verdict, blocks, inputs, self.config_path, workspace)
+        carried = [block for block in blocks.values() if block]
+        with_template = [block for block in carried if block["chat_template_sha256"]]
+        return next(iter([*with_template, *carried]), {})
 
+    def _block_now(self, found: Input) -> dict:
+        """The tokenizer of an input as its files give it today, which is what its manifest must say."""
+        recorded = found.manifest.tokenizer
+        if not carries_tokenizer(found.path):
+            return recorded
+        now = tokenizer_block(found.path)
+        verdict = GUARDS["G13"]({"recorded": recorded, "found": now})
+        if verdict and not self._allows(found.role, verdict):
+            where = self.verifier.workspace
+            raise refuse_library(self.stage, verdict, found, (recorded, now), self.config_path, where)
+        return now
 
-def _block_now(stage: str, found: Input) -> dict:
-    """
-    The tokenizer of an input as its files give it today; UpstreamError when its own manifest says
-    otherwise.
-    """
-    recorded = found.manifest.tokenizer
-    if not carries_tokenizer(found.path):
-        return recorded
-    now = tokenizer_block(found.path)
-    if verdict := GUARDS["G13"]({"recorded": recorded, "found": now}):
-        cause = changed_probe(found.path) or "the library reads the same files differently"
-        before, after = shown(recorded["fingerprint"]), shown(now["fingerprint"])
-        raise UpstreamError(
-            f'{stage} cannot start: input "{found.role}" ({found.path.name}) is mismatched\n'
-            f"  found     tokenizer: recorded {before}, computed now {after}\n"
-            f"  differs   {cause}",
-            fix="install the library versions of its manifest, or rebuild from 30_train_tokenizer",
-            **verdict_fields(verdict, found.role),
-        )
-    return now
+    def match_base(self, inputs: Mapping[str, Input]) -> None:
+        """Every adapter among the inputs stands on the base it was trained on (P36)."""
+        for role, found in inputs.items():
+            recorded = found.manifest.input_digests.get("base")
+            if "base" not in inputs or recorded is None or not found.lists(ADAPTER_CONFIG):
+                continue
+            verdict = GUARDS["G25"](recorded, inputs["base"].manifest.output_digest)
+            if verdict and not self._allows(role, verdict):
+                link = Link(found.path, found.manifest.stage, role, 0, verdict, found.manifest)
+                raise refuse_input(self.stage, role, [link], link, self.verifier, self.config_path)
 
 
 def _unique(waivers: list[dict]) -> list[dict]:

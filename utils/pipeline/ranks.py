@@ -9,9 +9,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from utils.pipeline.errors import LockstepError
+from utils.pipeline.errors import LockstepError, exit_code_of
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 
@@ -44,10 +47,9 @@ class Ranks:
         """Rank 0's result of `decide` on every rank; its refusal becomes the same exit code everywhere."""
         if self.world_size == 1:
             return decide()
-        from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        PartialState()
+        join_processes()
         if not self.is_main:
             box: list = [None]
             broadcast_object_list(box)
@@ -57,8 +59,8 @@ class Ranks:
             return result
         try:
             result = decide()
-        except LockstepError as error:
-            broadcast_object_list([(None, error.exit_code)])
+        except BaseException as error:
+            broadcast_object_list([(None, exit_code_of(error))])
             raise
         broadcast_object_list([(result, 0)])
         return result
@@ -73,7 +75,17 @@ class Ranks:
         if self.world_size == 1:
             sys.exit(code)
         if code == 0:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
+            join_processes().wait_for_everyone()
         os._exit(code)
+
+
+def join_processes() -> "PartialState":
+    """
+    accelerate's view of this launch. It must be told when there is no GPU: two CPU processes would otherwise
+    each believe to be alone.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())

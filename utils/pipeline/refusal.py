@@ -5,16 +5,33 @@ Refusals: one message that says what differs, both values, where each came from,
     raise refuse_input("50_pretrain", "data", link, verifier, config_path)
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import MANIFEST
-from utils.pipeline.tokenizer_identity import carries_tokenizer, describe_difference
+from utils.pipeline.inputs import Input
+from utils.pipeline.tokenizer_identity import (
+    carries_tokenizer,
+    changed_probe,
+    describe_difference,
+    tokenizer_block,
+)
 from utils.pipeline.verdict import Verdict, shown
 from utils.pipeline.verify import Link, Verifier
 from utils.pipeline.workspace import Workspace
 
 ALLOW_LINE = '\n  or        --allow-mismatch "why this is fine" (recorded in everything built from it)'
+
+FIELD_NAMES = {
+    "model_sha256": "model bytes",
+    "pieces_sha256": "pieces",
+    "vocab_size": "vocabulary size",
+    "special_ids": "special ids",
+    "chat_template_sha256": "chat template",
+    "probe_sha256": "probes",
+}
 
 
 def profile_of(config_path: str) -> str:
@@ -50,7 +67,13 @@ def producer_of(folder: Path, config_path: str, workspace: Workspace) -> tuple[s
 
 
 def refuse_input(
-    stage: str, role: str, links: list[Link], problem: Link, verifier: Verifier, config_path: str
+    stage: str,
+    role: str,
+    links: Sequence[Link],
+    problem: Link,
+    verifier: Verifier,
+    config_path: str,
+    note: str = "",
 ) -> UpstreamError:
     """
     The error for an input that cannot be used; `links` is its chain, `problem` the link of it that is
@@ -61,7 +84,7 @@ def refuse_input(
     direct_path, path = workspace.relative(direct.folder), workspace.relative(problem.folder)
     below = "" if problem is direct else f", which stands on {path}: it"
     lines = [f'{stage} cannot start: input "{role}" ({direct_path}){below} is {verdict.kind}']
-    lines += _facts(problem, path)
+    lines += [*_facts(problem, path), *([f"  note      {note}"] if note else [])]
     fix = _fix(direct, problem, config_path, workspace)
     if verdict.waivable and fix:
         fix += ALLOW_LINE
@@ -105,9 +128,10 @@ def _facts(problem: Link, path: str) -> list[str]:
 
 def _fix(direct: Link, problem: Link, config_path: str, workspace: Workspace) -> str:
     """Rebuild what was altered by force; bring everything else up to date through the direct input."""
-    if problem.verdict.component == "schema_version":
-        return "update this program: the artifact was written by a newer one"
     stage, path = _origin(problem, config_path, workspace)
+    if problem.verdict.component == "schema_version":
+        rebuild = f", or: {build_command(stage, path, force=True)}" if stage else ""
+        return f"update this program, a newer one wrote the artifact{rebuild}"
     if problem.verdict.kind == "tampered" and stage:
         return build_command(stage, path, force=True)
     stage, path = _origin(direct, config_path, workspace)
@@ -128,8 +152,8 @@ def _origin(link: Link, config_path: str, workspace: Workspace) -> tuple[str, st
 def refuse_tokenizers(
     stage: str,
     verdict: Verdict,
-    blocks: dict[str, dict],
-    folders: dict[str, Path],
+    blocks: Mapping[str, dict],
+    inputs: Mapping[str, Input],
     config_path: str,
     workspace: Workspace,
 ) -> UpstreamError:
@@ -138,31 +162,57 @@ def refuse_tokenizers(
     lines = [f"{stage} cannot start: inputs use different {what}"]
     roles = [role for role in blocks if blocks[role]]
     for role in roles:
-        block, where = blocks[role], workspace.relative(folders[role])
+        block, where = blocks[role], workspace.relative(inputs[role].path)
         fingerprint, size = block["fingerprint"][:12], block["vocab_size"]
         lines.append(f"  {role:<9} fingerprint {fingerprint}, vocabulary {size:,}   {where}/{MANIFEST}")
-    differs = _tokenizer_difference(roles, blocks, folders)
+    places = [place for role in roles if (place := _tokenizer_files(inputs[role], blocks[role], workspace))]
+    differs = _tokenizer_difference([blocks[role] for role in roles], places)
     lines.append(f"  differs   {differs}")
     fields = verdict_fields(verdict, "tokenizer")
     fix = run_command(stage, config_path) + (ALLOW_LINE if verdict.waivable else "")
     return UpstreamError("\n".join(lines), fix=fix, **fields)
 
 
-def _tokenizer_difference(roles: list[str], blocks: dict[str, dict], folders: dict[str, Path]) -> str:
-    with_files = [folders[role] for role in roles if carries_tokenizer(folders[role])]
-    for first, second in zip(with_files, with_files[1:], strict=False):
+def _tokenizer_files(found: Input, block: Mapping, workspace: Workspace) -> Path | None:
+    """Where the tokenizer of an input lies: with it, or still in the folder that it was made from."""
+    parents = [workspace.path(record.path) for record in found.manifest.inputs]
+    for folder in [found.path, *parents]:
+        if carries_tokenizer(folder) and tokenizer_block(folder)["model_sha256"] == block["model_sha256"]:
+            return folder
+    return None
+
+
+def _tokenizer_difference(blocks: Sequence[Mapping], folders: Sequence[Path]) -> str:
+    """What differs, as far down as the files still on disk show it, else by the fields of the blocks."""
+    for first, second in pairwise(folders):
         if found := describe_difference((first, second)):
             return found
-    names = {
-        "model_sha256": "model bytes",
-        "pieces_sha256": "pieces",
-        "vocab_size": "vocabulary size",
-        "special_ids": "special ids",
-        "chat_template_sha256": "chat template",
-        "probe_sha256": "probes",
-    }
-    first = blocks[roles[0]]
     different = [
-        text for name, text in names.items() if any(blocks[role][name] != first[name] for role in roles[1:])
+        text for name, text in FIELD_NAMES.items() if any(block[name] != blocks[0][name] for block in blocks)
     ]
     return "; ".join(different)
+
+
+def refuse_library(
+    stage: str,
+    verdict: Verdict,
+    found: Input,
+    blocks: tuple[Mapping, Mapping],
+    config_path: str,
+    workspace: Workspace,
+) -> UpstreamError:
+    """The error for tokenizer files that are unaltered and are read otherwise than when they were written."""
+    where = workspace.relative(found.path)
+    recorded, now = (shown(block["fingerprint"]) for block in blocks)
+    cause = changed_probe(found.path) or "the library reads the same files differently"
+    origin = Link(found.path, found.manifest.stage, found.role, 0, verdict, found.manifest)
+    producer, path = _origin(origin, config_path, workspace)
+    rebuild = f", or: {build_command(producer, path, force=True)}" if producer else ""
+    lines = [
+        f'{stage} cannot start: input "{found.role}" ({where}) is mismatched',
+        f"  recorded  fingerprint {recorded}   {where}/{MANIFEST}",
+        f"  found     fingerprint {now}   computed now from the same files",
+        f"  differs   {cause}",
+    ]
+    fix = f"install the library versions of its manifest{rebuild}"
+    return UpstreamError("\n".join(lines), fix=fix, **verdict_fields(verdict, found.role))

@@ -6,18 +6,17 @@ abandoned.
         print(line)
 """
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.pipeline.environment import changed_modules, code_record
+from utils.pipeline.environment import changed_modules
 from utils.pipeline.lineage import GGUFProof, archived_manifest, prove_gguf
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.plan import Node
 from utils.pipeline.refusal import build_command, run_command
-from utils.pipeline.seal import STATE, partial_of
+from utils.pipeline.seal import partial_of, read_state
 from utils.pipeline.verdict import Verdict, shown, worst
 from utils.pipeline.verify import Link, Verifier, apply_waivers, changes_since, display_roles, stored_currency
 from utils.pipeline.workspace import Workspace
@@ -152,7 +151,7 @@ def _code_line(manifest: Manifest, workspace: Workspace) -> str:
     script = workspace.root / "scripts" / f"{manifest.stage}.py"
     if not script.is_file():
         return "no script here to compare with"
-    changed = changed_modules(manifest.code.model_dump(), code_record(script, workspace.root))
+    changed = changed_modules(manifest.code, script, workspace.root)
     return f"changed since: {', '.join(changed)}" if changed else "same modules"
 
 
@@ -172,8 +171,7 @@ def abandoned_builds(nodes: Iterable[Node], verifier: Verifier) -> list[Abandone
         partial = partial_of(node.output)
         if not partial.is_dir():
             continue
-        state = partial / STATE
-        key = json.loads(state.read_text(encoding="ascii"))["key"] if state.is_file() else ""
+        key = (read_state(partial) or {"key": ""})["key"]
         current = verifier.current(node.loaded).key(node.stage)
         if key != current:
             size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())

@@ -8,9 +8,7 @@ its build folder.
 """
 
 import argparse
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,15 +18,16 @@ from pathlib import Path
 from utils.pipeline.errors import ConfigError, StageError
 from utils.pipeline.locks import exclusive
 from utils.pipeline.manifest import Manifest
-from utils.pipeline.plan import Judged, Node, judge, read_profile
-from utils.pipeline.seal import STATE, partial_of
+from utils.pipeline.plan import Judged, Node, judge, known_to, read_profile
+from utils.pipeline.seal import partial_of, read_state
+from utils.pipeline.signals import INTERRUPTED, PREEMPTED, handled
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier
 from utils.pipeline.workspace import Workspace
 
 Launcher = Callable[[Sequence[str], Path], int]
 TRAINING_STAGES = ("50_pretrain", "70_train_sft", "90_train_preferences")
-NAME_COLUMN, WORD_COLUMN = 22, 13
+NAME_COLUMN, WORD_COLUMN = 23, 13
 
 
 def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Launcher | None = None) -> int:
@@ -41,8 +40,9 @@ def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Lau
     chosen = _chosen(nodes, arguments.first, arguments.last, arguments.force)
     counts = {"up to date": 0, "built": 0, "failed": 0}
     started, code = time.time(), 0
+    verifier = Verifier(workspace, arguments.mode)
+    known_to(verifier, nodes)
     with exclusive(workspace, f"profile-{profile}", f"another run of profile {profile} is active"):
-        verifier = Verifier(workspace, arguments.mode)
         for node in chosen:
             code, word = _bring_up_to_date(node, arguments, verifier, launch or start_process)
             counts[word] += 1
@@ -76,7 +76,8 @@ def _bring_up_to_date(
     code = launch(command, verifier.workspace.root)
     if code:
         code = _recorded_code(node, code)
-        _say(node, "failed", f"exit {code}")
+        stopped = code in (PREEMPTED, INTERRUPTED)
+        _say(node, "stopped" if stopped else "failed", f"exit {code}")
         return code, "failed"
     verifier.forget(node.output)
     _say(node, "built", _built(verifier.manifest(node.output), before, time.time() - started))
@@ -107,10 +108,8 @@ def _cause(verdict: Verdict) -> str:
 
 def _recorded_code(node: Node, code: int) -> int:
     """The true exit code, which launchers replace by 1; it stands in the state of the build folder."""
-    state = partial_of(node.output) / STATE
-    if code != 1 or not state.is_file():
-        return code
-    return json.loads(state.read_text(encoding="ascii")).get("exit_code", code)
+    state = read_state(partial_of(node.output))
+    return state.get("exit_code", code) if code == 1 and state else code
 
 
 def start_process(command: Sequence[str], root: Path) -> int:
@@ -120,18 +119,20 @@ def start_process(command: Sequence[str], root: Path) -> int:
 
     The stage gets a process group of its own, so that nobody hears a Ctrl-C twice.
     """
-    process = subprocess.Popen(command, cwd=root, start_new_session=True)
+    process: subprocess.Popen | None = None
+    waiting: list[int] = []  # signals that came before there was a process to pass them to
 
     def forward(number: int, _frame: object) -> None:
-        if process.poll() is None:
+        if process is None:
+            waiting.append(number)
+        elif process.poll() is None:
             os.killpg(process.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled(forward):
+        process = subprocess.Popen(command, cwd=root, start_new_session=True)
+        for number in waiting:
+            forward(number, None)
         code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 

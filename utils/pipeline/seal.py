@@ -11,6 +11,7 @@ right.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.pipeline.guards import GUARDS, MANIFEST
@@ -20,6 +21,7 @@ from utils.pipeline.manifest import Manifest, compute_output_digest, compute_sea
 from utils.pipeline.workspace import Workspace
 
 STATE = "state.json"
+TAMPERED = ".tampered"
 SCRATCH = (STATE, STATE + ".new", MANIFEST + ".tmp")
 
 
@@ -29,6 +31,14 @@ def partial_of(output: Path) -> Path:
 
 def previous_of(output: Path) -> Path:
     return output.with_name(output.name + ".previous")
+
+
+def read_state(partial: Path) -> dict | None:
+    """What an unfinished build says of itself: its key, what that was made of, how it ended."""
+    try:
+        return json.loads((partial / STATE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_manifest(folder: Path, fields: dict, workspace: Workspace) -> Manifest:
@@ -77,33 +87,28 @@ def publish(output: Path, keep_previous_as: str = "") -> None:
     `keep_previous_as`.
     """
     partial, previous = partial_of(output), previous_of(output)
+    aside = output.with_name(output.name + keep_previous_as) if keep_previous_as else previous
     if output.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.rename(output, previous)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(output, aside)
     os.rename(partial, output)
     _sync_folder(output.parent)
-    if not previous.exists():
-        return
-    if keep_previous_as:
-        kept = output.with_name(output.name + keep_previous_as)
-        shutil.rmtree(kept, ignore_errors=True)
-        os.rename(previous, kept)
-    else:
+    if previous.exists():
         shutil.rmtree(previous)
 
 
-def repair(output: Path) -> str:
+def repair(output: Path, was_tampered: Callable[[], bool]) -> str:
     """
     Finish what a crash between the renames left: a sealed build moves into place, a lone old artifact moves
     back.
 
-    Returns what was done, or "".
+    Returns what was done, or "". `was_tampered` is asked when a sealed build would replace what is there.
     """
     partial, previous = partial_of(output), previous_of(output)
     done = ""
     if partial.is_dir() and not GUARDS["G17"](partial) and read_manifest(partial)[1].good:
         remove_scratch(partial)
-        publish(output)
+        publish(output, TAMPERED if output.exists() and was_tampered() else "")
         done = "finished an interrupted rename: the new build is in place"
     elif not output.exists() and previous.is_dir():
         os.rename(previous, output)

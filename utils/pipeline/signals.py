@@ -8,31 +8,58 @@ Being asked to stop: SIGTERM means 75, Ctrl-C means 130, a second Ctrl-C means n
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from utils.pipeline.errors import Stopped
+
 PREEMPTED, INTERRUPTED = 75, 130
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """
+    Call `handler` for SIGTERM and Ctrl-C meanwhile; outside the main thread, which alone may ask for them,
+    nothing.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """A handler for programs that have nothing in hand: raises Stopped where they are."""
+    raise Stopped(code_of_signal(number))
+
+
+def code_of_signal(number: int) -> int:
+    return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 class StopRequest:
     """
-    Remembers that somebody asked; handlers are installed in the main thread only and restored on leaving.
+    Remembers that somebody asked; the handlers are those of before again on leaving.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self._previous: dict[int, object] = {}
+        self._handling = handled(self._handle)
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(kind, error, trace)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.exit_code:
             os._exit(INTERRUPTED)
-        self.exit_code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+        self.exit_code = code_of_signal(number)

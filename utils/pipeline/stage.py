@@ -14,7 +14,6 @@ Exit codes: 0 done or up to date, 2 config, 3 upstream, 4 failed, 75 preempted (
 """
 
 import argparse
-import errno
 import hashlib
 import sys
 import time
@@ -26,8 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.pipeline.build import Build, begin_build, finish_build
-from utils.pipeline.config import LoadedConfig, StageConfig, load_config
-from utils.pipeline.errors import ConfigError, LockstepError, StageError, Stopped
+from utils.pipeline.config import StageConfig, load_config
+from utils.pipeline.errors import (
+    ConfigError,
+    LockstepError,
+    StageError,
+    Stopped,
+    exit_code_of,
+    lacking_resource,
+)
 from utils.pipeline.inputs import Input, Source
 from utils.pipeline.journal import Journal
 from utils.pipeline.locks import exclusive
@@ -35,7 +41,8 @@ from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
 from utils.pipeline.ranks import Ranks
 from utils.pipeline.seal import repair
-from utils.pipeline.signals import StopRequest
+from utils.pipeline.signals import INTERRUPTED, PREEMPTED, StopRequest
+from utils.pipeline.verify import verify_artifact
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ def execute(
     ranks = ranks or Ranks()
     arguments = parse_arguments(name, argv)
     log = Log(name, arguments.log_level, quiet=not ranks.is_main)
-    log.path = workspace.records / "events.jsonl"
+    log.path = None if arguments.dry_run else workspace.records / "events.jsonl"
     started = time.time()
     try:
         with ExitStack() as stack:
@@ -155,7 +162,7 @@ def execute(
             return _run(name, config_class, main, arguments, workspace, ranks, log, stop, stack, started)
     except Stopped as stopped:
         log.event(
-            "stopped", f"everything committed is kept; the same command continues (exit {stopped.exit_code})"
+            "stopped", f"everything committed is kept; rerun to continue (exit {stopped.exit_code})"
         )
         return stopped.exit_code
     except LockstepError as error:
@@ -163,9 +170,13 @@ def execute(
         log.error(error.report(), event, fix=error.fix, exit_code=error.exit_code, **error.fields)
         return error.exit_code
     except (OSError, MemoryError, BrokenProcessPool) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        cause = lacking_resource(error)
+        if not cause:
             raise
-        log.error(_resource_message(name, error), "failed", exit_code=StageError.exit_code)
+        log.path = None if isinstance(error, OSError) else log.path  # a full disk takes no log line
+        message = f"{name} failed: {cause}; what was committed is kept"
+        report = StageError(message, fix="make room, then rerun to continue").report()
+        log.error(report, "failed", exit_code=StageError.exit_code)
         return StageError.exit_code
 
 
@@ -212,9 +223,13 @@ def _run(
 ) -> int:
     loaded = load_config(workspace.path(arguments.config.absolute()), config_class, workspace)
     output = workspace.path(loaded.config.output)
-    if ranks.is_main and not arguments.dry_run:
-        _take_output(output, loaded, workspace, log, stack)
-    build = ranks.first_decides(lambda: begin_build(name, loaded, workspace, output, arguments, log))
+
+    def begin() -> Build | None:
+        if not arguments.dry_run:
+            _take_output(output, workspace, log, stack)
+        return begin_build(name, loaded, workspace, output, arguments, log)
+
+    build = ranks.first_decides(begin)
     if build is None:
         return 0
     log.path = build.partial / LOG_FOLDER / "events.jsonl"
@@ -231,6 +246,7 @@ def _run(
         build,
     )
     try:
+        stage.stop_point()
         metrics = main(loaded.config, stage)
     except BaseException as error:
         _record_end(build, error)
@@ -239,30 +255,16 @@ def _run(
     return 0
 
 
-def _take_output(
-    output: Path, loaded: LoadedConfig, workspace: Workspace, log: Log, stack: ExitStack
-) -> None:
+def _take_output(output: Path, workspace: Workspace, log: Log, stack: ExitStack) -> None:
     """Lock the output folder for this process and put right what a crash between two renames left."""
     relative = workspace.relative(output)
     stack.enter_context(exclusive(workspace, relative, f"{relative} is being built"))
-    if repaired := repair(output):
+    if repaired := repair(output, lambda: verify_artifact(output, workspace).kind == "tampered"):
         log.event("repaired", f"{relative}: {repaired}")
 
 
 def _record_end(build: Build, error: BaseException) -> None:
     """Keep how the build ended beside it: launchers hide exit codes (T70)."""
-    code = error.exit_code if isinstance(error, (LockstepError, Stopped)) else 1
-    word = {75: "preempted", 130: "interrupted"}.get(code, "failed")
+    code = exit_code_of(error)
+    word = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}.get(code, "failed")
     build.record_end(word, code)
-
-
-def _resource_message(name: str, error: Exception) -> str:
-    what = {
-        OSError: "the disk is full",
-        MemoryError: "out of memory",
-        BrokenProcessPool: "a worker process died (killed for memory?)",
-    }
-    cause = next(text for kind, text in what.items() if isinstance(error, kind))
-    return (
-        f"{name} failed: {cause}; what was committed is kept\n  fix       make room, then rerun to continue"
-    )

@@ -94,7 +94,8 @@ class Verifier:
     def __init__(self, workspace: Workspace, mode: Mode = "full") -> None:
         self.workspace = workspace
         self.mode = mode
-        self._artifacts: dict[Path, tuple[Manifest | None, Verdict]] = {}
+        self.configs: dict[Path, LoadedConfig] = {}  # output folder -> who writes it, where that is known
+        self._artifacts: dict[Path, tuple[Mode, Manifest | None, Verdict]] = {}
         self._manifests: dict[Path, tuple[Manifest | None, Verdict]] = {}
         self._currencies: dict[Path, Verdict] = {}
         self._sources: dict[tuple, str] = {}
@@ -104,10 +105,11 @@ class Verifier:
         Whether `folder` is what its manifest says (P19); the manifest comes along when it could be
         read.
         """
-        folder = self.workspace.path(folder)
-        if folder not in self._artifacts:
-            self._artifacts[folder] = self._judge(folder, mode or self.mode)
-        return self._artifacts[folder]
+        folder, mode = self.workspace.path(folder), mode or self.mode
+        known = self._artifacts.get(folder)
+        if known is None or (mode, known[0]) == ("full", "cached"):
+            known = self._artifacts[folder] = (mode, *self._judge(folder, mode))
+        return known[1:]
 
     def _judge(self, folder: Path, mode: Mode) -> tuple[Manifest | None, Verdict]:
         if not folder.is_dir():
@@ -185,9 +187,11 @@ class Verifier:
 
     def config_of(self, folder: Path, manifest: Manifest) -> LoadedConfig | None:
         """
-        The config file named in the manifest as it is now, if it still exists and still describes
-        this folder.
+        The config that writes this folder: the profile's where that is known, else the file named in
+        the manifest as it is now, if it still exists and still describes this folder.
         """
+        if folder in self.configs:
+            return self.configs[folder]
         path = self.workspace.path(manifest.config.path)
         if not path.is_file() or manifest.stage not in self.workspace.stages:
             return None
@@ -235,37 +239,34 @@ class Verifier:
             self._sources[identity] = source.record(self.workspace, cache)["digest"]
         return self._sources[identity]
 
-    def chain(self, folder: Path, role: str = "") -> list[Link]:
-        """The folder and everything it was made from, depth first, each once (P21)."""
-        return list(self._walk(self.workspace.path(folder), role, 0, None, set()))
+    def chain(self, folder: Path, role: str = "", user: Manifest | None = None) -> list[Link]:
+        """
+        The folder and everything it was made from, depth first, each once (P21). `user` was made from it
+        under `role`.
+        """
+        return list(self._walk(self.workspace.path(folder), role, 0, user, set()))
 
     def _walk(
-        self, folder: Path, role: str, depth: int, child: Link | None, seen: set[Path]
+        self, folder: Path, role: str, depth: int, user: Manifest | None, seen: set[Path]
     ) -> Iterator[Link]:
         if folder in seen:
             return
         seen.add(folder)
         manifest, verdict = self.artifact(folder, None if depth == 0 else "cached")
         if depth and verdict.kind in ("missing", "incomplete") and not folder.is_dir():
-            yield self._not_on_disk(folder, role, depth, child)
+            yield self._not_on_disk(folder, role, depth, user)
             return
         if manifest is not None:
-            edited = self._edited_after_use(child, role, manifest)
+            edited = self.edited_since(user, role, manifest) if user else OK
             verdict = worst([verdict, edited, self.currency(folder, manifest) if verdict.good else OK])
         stage = manifest.stage if manifest else ""
-        link = Link(folder, stage, role, depth, verdict, manifest)
-        yield link
+        yield Link(folder, stage, role, depth, verdict, manifest)
         for record in manifest.inputs if manifest else ():
-            yield from self._walk(self.workspace.path(record.path), record.role, depth + 1, link, seen)
+            yield from self._walk(self.workspace.path(record.path), record.role, depth + 1, manifest, seen)
 
-    def _not_on_disk(self, folder: Path, role: str, depth: int, child: Link | None) -> Link:
-        record = next(record for record in child.manifest.inputs if record.role == role)
+    def _not_on_disk(self, folder: Path, role: str, depth: int, user: Manifest) -> Link:
+        record = next(record for record in user.inputs if record.role == role)
         return Link(folder, record.stage, role, depth, OK, None, archived=record.manifest_sha256)
-
-    def _edited_after_use(self, child: Link | None, role: str, manifest: Manifest) -> Verdict:
-        if child is None or child.manifest is None:
-            return OK
-        return self.edited_since(child.manifest, role, manifest)
 
     def edited_since(self, user: Manifest, role: str, parent: Manifest) -> Verdict:
         """Whether `parent`, still the same run, was sealed again after `user` read it (P23)."""

@@ -1,0 +1,169 @@
+"""
+Mixture: the deterministic, infinite order of rows in which training reads one or several datasets.
+
+Which dataset gives draw k is exact quota arithmetic in integers, which row of it is a keyed permutation: no table in
+memory, no library random stream that may change, and resuming costs nothing. A step takes the next `batch_rows`
+draws; the ranks share them in equal slices, so the rows of a step do not depend on the number of processes.
+
+    >>> mixture = Mixture([MixtureSource(num_rows, packed.output_digest, weight=1.0)], seed=0, batch_rows=32)
+    >>> draws = mixture.next_step(rank=0, num_ranks=1)           # draws.dataset, draws.row: int64 [32]
+    >>> batch = read_draws([dataset], draws)                     # any objects with rows(indices) -> Batch
+    >>> mixture.cursor()                                         # a dict for the checkpoint; mixture.restore(cursor)
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from utils.packing.dataset import Batch
+from utils.pipeline.errors import ConfigError, StageError
+
+_ONE = 1 << 32
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """One dataset of a mixture: its number of rows, the output digest of its artifact, its weight."""
+
+    num_rows: int
+    output_digest: str
+    weight: float = 1.0
+    split: str = "train"
+
+
+class Draws(NamedTuple):
+    """Rows to read: the number of the dataset and the row in it, int64 [rows]."""
+
+    dataset: np.ndarray
+    row: np.ndarray
+
+
+class HasRows(Protocol):
+    """What `read_draws` needs of a dataset."""
+
+    def rows(self, indices: np.ndarray) -> Batch: ...
+
+
+class Mixture:
+    """The row order of a run. ConfigError for an empty dataset, a weight of 0, or a batch no rank can share."""
+
+    def __init__(self, sources: Sequence[MixtureSource], seed: int, batch_rows: int) -> None:
+        for i, source in enumerate(sources):
+            if source.num_rows < 1 or not source.weight > 0:
+                raise ConfigError(f"data.{i} has {source.num_rows} rows and weight {source.weight}; both must be above 0")
+        self.sources, self.seed, self.batch_rows = list(sources), seed, batch_rows
+        self._shares = integer_weights([source.weight for source in sources])
+        self._counts = [0] * len(sources)
+
+    @property
+    def rows_drawn(self) -> int:
+        return sum(self._counts)
+
+    def epochs(self) -> list[float]:
+        """Return, for each dataset, how often it has been read so far."""
+        return [count / source.num_rows for count, source in zip(self._counts, self.sources, strict=True)]
+
+    def next_step(self, rank: int = 0, num_ranks: int = 1) -> Draws:
+        """Advance by one step and return the part of its rows that belongs to `rank`."""
+        if self.batch_rows % num_ranks:
+            raise ConfigError(f"a global batch of {self.batch_rows} rows cannot be shared by {num_ranks} processes")
+        draws = self._draw(self.batch_rows)
+        size = self.batch_rows // num_ranks
+        mine = slice(rank * size, (rank + 1) * size)
+        return Draws(draws.dataset[mine], draws.row[mine])
+
+    def cursor(self) -> dict:
+        """Return the position for a checkpoint (D49)."""
+        return {"rows_drawn": self.rows_drawn, "counts": list(self._counts)} | self._identity()
+
+    def restore(self, cursor: dict) -> None:
+        """Go to a saved position. StageError names the field that is not the one of this run."""
+        for name, ours in self._identity().items():
+            if cursor[name] != ours:
+                raise StageError(f"the checkpoint was made with {name} {cursor[name]}, this run has {ours}")
+        self._counts = list(cursor["counts"])
+
+    def _identity(self) -> dict:
+        digests = [source.output_digest for source in self.sources]
+        weights = [source.weight for source in self.sources]
+        return {"datasets": digests, "weights": weights, "seed": self.seed, "batch_rows": self.batch_rows}
+
+    def _draw(self, num_draws: int) -> Draws:
+        dataset, first = np.empty(num_draws, np.int64), list(self._counts)
+        for i in range(num_draws):
+            dataset[i] = self._next_dataset()
+            self._counts[dataset[i]] += 1
+        row = np.empty(num_draws, np.int64)
+        for d, source in enumerate(self.sources):
+            row[dataset == d] = _rows_of(source, self.seed, first[d], self._counts[d])
+        return Draws(dataset, row)
+
+    def _next_dataset(self) -> int:
+        """Return the dataset with the largest (k + 1) W - count 2^32 for draw k, ties to the lowest index."""
+        k = self.rows_drawn
+        debts = [(k + 1) * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)]
+        return debts.index(max(debts))
+
+
+def read_draws(datasets: Sequence[HasRows], draws: Draws) -> Batch:
+    """Read the drawn rows in their order; all datasets must have rows of one length."""
+    parts, order = [], []
+    for d, dataset in enumerate(datasets):
+        chosen = np.flatnonzero(draws.dataset == d)
+        if len(chosen):
+            parts.append(dataset.rows(draws.row[chosen]))
+            order.append(chosen)
+    back = np.argsort(np.concatenate(order))
+    return Batch(*(np.concatenate(columns)[back] for columns in zip(*parts, strict=True)))
+
+
+def integer_weights(weights: Sequence[float]) -> list[int]:
+    """Return integers in proportion to the weights that sum to 2^32; what rounding leaves goes to the first."""
+    total = sum(Fraction(weight) for weight in weights)
+    shares = [int(Fraction(weight) * _ONE / total) for weight in weights]
+    shares[0] += _ONE - sum(shares)
+    return shares
+
+
+def _rows_of(source: MixtureSource, seed: int, first: int, last: int) -> np.ndarray:
+    """Return the rows of draws `first` up to `last` of one dataset: each epoch is a permutation of all its rows."""
+    n = np.arange(first, last)
+    rows = np.empty(len(n), np.int64)
+    for epoch in range(first // source.num_rows, (max(last, first + 1) - 1) // source.num_rows + 1):
+        chosen = n // source.num_rows == epoch
+        key = f"lockstep:rows\n{seed}\n{source.output_digest}\n{source.split}\n{epoch}"
+        rows[chosen] = permute(n[chosen] % source.num_rows, source.num_rows, key)
+    return rows
+
+
+def permute(indices: np.ndarray | Sequence[int], num_rows: int, key: str) -> np.ndarray:
+    """
+    Permute indices of [0, num_rows) by a four-round Feistel network keyed with SHA-256(key).
+
+    The network permutes the next even power of two; values outside [0, num_rows) walk on until they are inside, which
+    takes less than four rounds of the loop on average.
+    """
+    half = np.uint64(max(1, ((num_rows - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u8")
+    values = np.asarray(indices, np.uint64).copy()
+    todo = np.arange(len(values))
+    while len(todo):
+        values[todo] = _feistel(values[todo], half, mask, keys)
+        todo = todo[values[todo] >= num_rows]
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: np.ndarray) -> np.ndarray:
+    left, right = values >> half, values & mask
+    for k in keys:
+        f = (right ^ k) * np.uint64(0x9E3779B97F4A7C15)
+        f ^= f >> np.uint64(32)
+        f *= np.uint64(0xD6E8FEB86659FD93)
+        f ^= f >> np.uint64(32)
+        left, right = right, left ^ (f & mask)
+    return left << half | right
