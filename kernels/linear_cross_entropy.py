@@ -1,14 +1,16 @@
 """
-Cross-entropy of a linear head without the logits: the last layer and the loss in one pass over chunks of rows.
+Cross-entropy of a linear head without the logits: the last layer and the loss in one pass over chunks of
+rows.
 
 Per row with logits z = W x, m = max z and S = sum e^(z - m):
 
     nll      = m + ln S - z_y
     d nll/dz = e^(z - m) / S - [v = y]            d nll/dx = W^T dz        d nll/dW = dz x^T
 
-Nothing follows the loss, so its gradient is made in the forward pass, chunk by chunk, over the buffer that held the
-logits; backward multiplies by the scalar that comes in. Besides dX and dW, memory is one chunk instead of N x V. A chunk
-of max(64, d) rows on a CPU is as large as dW: smaller ones read dW again and again, larger ones leave the cache.
+Nothing follows the loss, so its gradient is made in the forward pass, chunk by chunk, over the buffer that
+held the logits; backward multiplies by the scalar that comes in. Besides dX and dW, memory is one chunk
+instead of N x V. A chunk of max(64, d) rows on a CPU is as large as dW: smaller ones read dW again and again,
+larger ones leave the cache.
 
     sums = linear_cross_entropy(hidden_ND, head.weight, targets_N)
     (sums.loss_sum / sums.count).backward()
@@ -29,7 +31,10 @@ GPU_CHUNK_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over the scored targets, never means: whoever divides knows the whole batch. `extras` are sums to log."""
+    """
+    Sums over the scored targets, never means: whoever divides knows the whole batch. `extras` are sums to
+    log.
+    """
 
     loss_sum: Tensor
     count: Tensor
@@ -37,15 +42,22 @@ class LossSums:
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None, ignore_index: int = IGNORED
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+    ignore_index: int = IGNORED,
 ) -> LossSums:
     """
     sum(w * nll) and sum(w) over targets other than `ignore_index`; w is 1 without `weights_N`.
 
-    Under autocast the two matrix products run in its dtype, the softmax in fp32. All targets ignored gives zeros.
+    Under autocast the two matrix products run in its dtype, the softmax in fp32. All targets ignored gives
+    zeros.
     """
     scored = targets_N != ignore_index
-    if scored.float().mean() < 0.95 or targets_N.numel() == 0:  # the head is the dearest layer: skip what is not scored
+    if (
+        scored.float().mean() < 0.95 or targets_N.numel() == 0
+    ):  # the head is the dearest layer: skip what is not scored
         keep = scored.nonzero().squeeze(1)
         hidden_ND, targets_N, scored = hidden_ND[keep], targets_N[keep], scored[keep]
         weights_N = None if weights_N is None else weights_N[keep]
@@ -58,7 +70,11 @@ def linear_cross_entropy(
 
 
 def reference_linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None, ignore_index: int = IGNORED
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+    ignore_index: int = IGNORED,
 ) -> LossSums:
     """The definition, with all logits at once and autograd alone; tests hold the chunked form against it."""
     logits_NV = F.linear(hidden_ND, weight_VD).to(_accumulator(hidden_ND.dtype))
@@ -76,7 +92,7 @@ def chunk_rows(vocab_size: int, width: int, device_type: str) -> int:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, row_weights, product_dtype):  # noqa: ANN001, ANN205  (torch calls it)
+    def forward(ctx, hidden, weight, labels, row_weights, product_dtype):
         with torch.autocast(hidden.device.type, enabled=False):
             needs_hidden, needs_weight = ctx.needs_input_grad[:2]
             loss, grads = _loss_and_gradients(
@@ -88,7 +104,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_loss):
         scaled = [
             None if grad is None else (grad * grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -97,7 +113,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, row_weights: Tensor, needs_hidden: bool, needs_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    row_weights: Tensor,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
     """The loss sum, and the gradients that are needed, chunk after chunk in a fixed order."""
     accumulate = row_weights.dtype
@@ -115,7 +136,11 @@ def _loss_and_gradients(
         total += ((largest.squeeze(1) + mass.log() - chosen) * share).sum(dtype=torch.float64)
         if not (needs_hidden or needs_weight):
             continue
-        gradient = probabilities.mul_((share / mass)[:, None]).scatter_add_(1, label, -share[:, None]).to(weight.dtype)
+        gradient = (
+            probabilities.mul_((share / mass)[:, None])
+            .scatter_add_(1, label, -share[:, None])
+            .to(weight.dtype)
+        )
         if needs_hidden:
             grad_hidden[rows] = gradient @ weight
         if needs_weight:

@@ -34,21 +34,29 @@ def main(config: EvaluateConfig, stage: Stage) -> dict:
     for name in names:
         scores[name] = score_model(open_model(stage, name), tests, answer)
         stage.log("scored", model=name)
+        stage.stop_point()
 
     results = summarise(scores, tests, {"dpo": "sft"}, config.bootstrap_resamples, config.seed)
     results["models"] = {name: stage.input(name).manifest.output_digest for name in names}
     results["validation"] = validation_losses(stage.input("base").manifest.metrics)
     table = render_table(results)
-    write_text(stage.partial / "results.json", json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(
+        stage.partial / "results.json", json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
     write_text(stage.partial / "table.md", table)
     answers = {name: found.answers for name, found in scores.items()}
-    write_text(stage.partial / "samples.jsonl", render_samples(tests.questions, answers, worst_first=names[-1]))
+    write_text(
+        stage.partial / "samples.jsonl", render_samples(tests.questions, answers, worst_first=names[-1])
+    )
     stage.log("table", "\n" + table)
     return {name: metric["models"] for name, metric in results["metrics"].items()}
 
 
 def prepare_tests(config: EvaluateConfig, stage: Stage) -> tuple[Any, Any]:
-    """Texts, questions and pairs as every model gets them, proven not to be trained on; and how models answer."""
+    """
+    Texts, questions and pairs as every model gets them, proven not to be trained on; and how models
+    answer.
+    """
     from utils.chat.conversation import Message
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
@@ -60,7 +68,9 @@ def prepare_tests(config: EvaluateConfig, stage: Stage) -> tuple[Any, Any]:
     chats, pairs = stage.input("sft_data"), stage.input("preference_data")
     tokenizer = FrozenTokenizer(stage.input("base").path)
     encoder = ChatEncoder(ChatTemplate.load(chats.file("chat_template.jinja")), tokenizer)
-    questions = [question_of(row) for row in read_rows(chats, config.generation.split, config.generation.limit_rows)]
+    questions = [
+        question_of(row) for row in read_rows(chats, config.generation.split, config.generation.limit_rows)
+    ]
     pair_rows = read_rows(pairs, config.preferences.split, config.preferences.limit_pairs)
     refuse_trained_prompts(stage, questions, pair_rows)
     prompts = [encoder.prompt([Message(m["role"], m["content"]) for m in q.messages]) for q in questions]
@@ -68,14 +78,21 @@ def prepare_tests(config: EvaluateConfig, stage: Stage) -> tuple[Any, Any]:
 
     def answer(model: Any, prompts: Any) -> list[Written]:
         found = greedy_answers(model, prompts, config.generation.max_new_tokens, stop_ids)
-        return [Written(tokenizer.decode(i for i in a.ids if i not in stop_ids), len(a.ids), a.stopped) for a in found]
+        return [
+            Written(tokenizer.decode(i for i in a.ids if i not in stop_ids), len(a.ids), a.stopped)
+            for a in found
+        ]
 
     texts = text_sets(config, stage, tokenizer)
-    return HeldOut(texts, questions, prompts, pair_set(pairs.path, config.preferences.split, len(pair_rows))), answer
+    return HeldOut(
+        texts, questions, prompts, pair_set(pairs.path, config.preferences.split, len(pair_rows))
+    ), answer
 
 
 def text_sets(config: EvaluateConfig, stage: Stage, tokenizer: Any) -> list:
-    """Validation documents of the corpus and, where asked for, local text files, up to `limit_tokens` each."""
+    """
+    Validation documents of the corpus and, where asked for, local text files, up to `limit_tokens` each.
+    """
     from utils.corpus.shards import read_lines
     from utils.evaluation.protocol import text_set
 
@@ -104,10 +121,15 @@ def refuse_trained_prompts(stage: Stage, questions: list, pair_rows: list[dict])
     from utils.evaluation.held_out import first_user_turn, read_rows
     from utils.evaluation.leakage import prompt_hashes, refuse_leaks
 
-    chats, pairs = read_rows(stage.input("sft_data"), "train"), read_rows(stage.input("preference_data"), "train")
+    chats, pairs = (
+        read_rows(stage.input("sft_data"), "train"),
+        read_rows(stage.input("preference_data"), "train"),
+    )
     training = {
         "the training split of sft_data": prompt_hashes(first_user_turn(row["messages"]) for row in chats),
-        "the training split of preference_data": prompt_hashes(first_user_turn(row["prompt"]) for row in pairs),
+        "the training split of preference_data": prompt_hashes(
+            first_user_turn(row["prompt"]) for row in pairs
+        ),
     }
     refuse_leaks("the questions", [question.first_user_turn for question in questions], training)
     refuse_leaks("the pairs", [first_user_turn(row["prompt"]) for row in pair_rows], training)
@@ -130,7 +152,11 @@ def open_model(stage: Stage, name: str) -> Any:
 
 def validation_losses(metrics: dict) -> dict[str, float]:
     """Stage 50's validation loss beside its counting baselines, where it recorded them."""
-    return {name: metrics[name] for name in ("val_loss", "bigram_loss", "unigram_loss", "uniform_loss") if name in metrics}
+    return {
+        name: metrics[name]
+        for name in ("val_loss", "bigram_loss", "unigram_loss", "uniform_loss")
+        if name in metrics
+    }
 
 
 def write_text(path: Path, text: str) -> None:

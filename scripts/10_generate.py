@@ -3,9 +3,8 @@
 
     python scripts/10_generate.py --config config/demo/10_generate.json
 
-Stands on  a provider: an API whose key is in the environment, or the offline teacher, which the stage starts
-itself Writes     <dataset>/dataset.jsonl for each dataset of the config, failures.jsonl, DATA_CARD.md,
-manifest.json
+Reads   a provider: an API whose key is in the environment, or the offline teacher, which the stage starts
+Writes  <dataset>/dataset.jsonl for each dataset of the config, failures.jsonl, DATA_CARD.md, manifest.json
 
 Counts are exact or the stage fails. Every reply is journalled when it arrives: after kill -9 the same command
 asks only for what is missing.

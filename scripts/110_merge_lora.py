@@ -4,7 +4,8 @@
     python scripts/110_merge_lora.py --config config/demo/110_merge_lora.json
 
 Reads   the base (50), an adapter or a full fine-tune (70, 90), held-out conversations (60)
-Writes  model.safetensors, config.json, generation_config.json, the adapter's tokenizer set, MODEL_CARD.md, manifest.json
+Writes  model.safetensors, config.json, generation_config.json, the adapter's tokenizer set, MODEL_CARD.md,
+manifest.json
 """
 
 import shutil
@@ -18,8 +19,12 @@ from utils.config.merge import MergeConfig
 from utils.pipeline.stage import Stage, run_stage
 
 TOKENIZER_SET = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
-)  # fmt: skip
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def main(config: MergeConfig, stage: Stage) -> dict:
@@ -32,7 +37,11 @@ def main(config: MergeConfig, stage: Stage) -> dict:
     if is_adapter(tuned.path):
         metrics = merge(config, stage)
     else:
-        weights = [path.name for path in tuned.files() if path.name.startswith(("model", "config", "generation_config"))]
+        weights = [
+            path.name
+            for path in tuned.files()
+            if path.name.startswith(("model", "config", "generation_config"))
+        ]
         copy_files(tuned, stage.partial, weights)
         metrics = {"mode": "copied", "dtype": "as given"}
     stage.log("merged", **metrics)
@@ -42,10 +51,20 @@ def main(config: MergeConfig, stage: Stage) -> dict:
 
 
 def merge(config: MergeConfig, stage: Stage) -> dict:
-    """Merge, write, load again, and compare the written model with base plus adapter on held-out conversations."""
+    """
+    Merge, write, load again, and compare the written model with base plus adapter on held-out
+    conversations.
+    """
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
-    from utils.export.merge import merge_adapter, parity, require_parity, sequence_logits, write_merged
+    from utils.export.merge import (
+        merge_adapter,
+        parity,
+        require_parity,
+        sequence_logits,
+        within_memory,
+        write_merged,
+    )
     from utils.models.adapt import attach_adapter
     from utils.models.load import load_model
     from utils.packing.rows import RowsDataset
@@ -60,7 +79,7 @@ def merge(config: MergeConfig, stage: Stage) -> dict:
     held_out = RowsDataset(stage.input("prompts").path, "val")
     window = adapted.config.max_position_embeddings
     compared = range(min(config.verify.prompts, held_out.num_documents))
-    sequences = [held_out.document(i)[0][:window] for i in compared]
+    sequences = within_memory([held_out.document(i)[0][:window] for i in compared], adapted.config.vocab_size)
     before = sequence_logits(adapted, sequences)
     write_merged(merge_adapter(adapted).eval(), stage.partial, config.dtype, encoder.stop_ids)
     measured = parity(before, sequence_logits(load_model(stage.partial), sequences))

@@ -39,8 +39,14 @@ def main(config: GGUFConfig, stage: Stage) -> dict:
     llama = LlamaCpp(config.llama_timeout_seconds, config.threads)
     description = describe(config, stage, encoder, tokenizer)
 
-    report = convert(model.path, stage.partial, config.outputs, description, evidence, llama, stage.log)
-    write_text(stage.partial / "verify.json", json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    def progress(event: str, message: str = "", **fields: object) -> None:
+        stage.log(event, message, **fields)
+        stage.stop_point()
+
+    report = convert(model.path, stage.partial, config.outputs, description, evidence, llama, progress)
+    write_text(
+        stage.partial / "verify.json", json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
     write_cards(config, stage, report, encoder)
     return {
         "parameters": report["parameters"],
@@ -54,18 +60,24 @@ def gather_evidence(config: GGUFConfig, stage: Stage, checkpoint: Any, encoder: 
     from utils.chat.conversation import Message
     from utils.evaluation.held_out import question_of, read_rows
     from utils.export.gguf_convert import Evidence
-    from utils.export.merge import sequence_logits
+    from utils.export.merge import sequence_logits, within_memory
     from utils.packing.rows import RowsDataset
     from utils.serving.batch import greedy_answers
 
     def prompt_ids(messages: list[dict]) -> list[int]:
         return encoder.prompt([Message(m["role"], m["content"]) for m in messages]).tolist()
 
-    held_out, window = RowsDataset(stage.input("prompts").path, "val"), checkpoint.config.max_position_embeddings
+    held_out, window = (
+        RowsDataset(stage.input("prompts").path, "val"),
+        checkpoint.config.max_position_embeddings,
+    )
     count = min(config.verify.sequences, held_out.num_documents)
-    sequences = [held_out.document(i)[0][:window].tolist() for i in range(count)]
+    sequences = within_memory(
+        [held_out.document(i)[0][:window].tolist() for i in range(count)], checkpoint.config.vocab_size
+    )
     questions = [question_of(row) for row in read_rows(stage.input("prompts"), "val", config.verify.prompts)]
     prompts = [prompt_ids(question.messages) for question in questions]
+    prompts = [ids for ids in prompts if len(ids) + config.verify.max_new_tokens <= window]
     answers = greedy_answers(checkpoint, prompts, config.verify.max_new_tokens, set(encoder.stop_ids))
     return Evidence(
         texts=corpus_texts(stage, config.verify.texts),
@@ -92,7 +104,11 @@ def corpus_texts(stage: Stage, count: int) -> list[str]:
 
 def longer_conversations(questions: list) -> list[list[dict]]:
     """Two and three turns and a system message, made of the held-out questions."""
-    turns = [[*q.messages, {"role": "assistant", "content": q.reference}] for q in questions if len(q.messages) == 1]
+    turns = [
+        [*q.messages, {"role": "assistant", "content": q.reference}]
+        for q in questions
+        if len(q.messages) == 1
+    ]
     two = [*turns[0], *turns[-1][:1]] if turns else []
     three = [*turns[0], *turns[-1], *turns[0][:1]] if turns else []
     with_system = [{"role": "system", "content": "Answer in one sentence."}, *three]
@@ -119,13 +135,17 @@ def describe(config: GGUFConfig, stage: Stage, encoder: Any, tokenizer: Any) -> 
 def write_cards(config: GGUFConfig, stage: Stage, report: dict, encoder: Any) -> None:
     """MODEL_CARD.md and the Modelfile of Ollama."""
     from utils.chat.conversation import Message
-    from utils.export.card import CardFacts, gguf_card, modelfile, probe_messages
+    from utils.export.card import CardFacts, gguf_card, modelfile, preferred_type, probe_messages
     from utils.export.gguf_write import read_config
     from utils.pipeline.lineage import lineage_of
 
     model = stage.input("model")
     context = read_config(model.path)["max_position_embeddings"]
-    table = stage.input("evaluation").file("table.md").read_text(encoding="utf-8") if stage.has_input("evaluation") else ""
+    table = (
+        stage.input("evaluation").file("table.md").read_text(encoding="utf-8")
+        if stage.has_input("evaluation")
+        else ""
+    )
     facts = CardFacts(
         name=config.name,
         license=config.license,
@@ -140,7 +160,13 @@ def write_cards(config: GGUFConfig, stage: Stage, report: dict, encoder: Any) ->
     probe = [Message(m["role"], m["content"]) for m in probe_messages()]
     segments = encoder.template.segments(probe, encoder.specials)
     rendered = "".join(s.text for s in segments if not (s.special and s.text == encoder.specials.bos_token))
-    text = modelfile(f"model-{config.outputs[0]}.gguf", rendered, context, [encoder.end_of_turn], config.system)
+    text = modelfile(
+        f"model-{preferred_type(config.outputs)}.gguf",
+        rendered,
+        context,
+        [encoder.end_of_turn],
+        config.system,
+    )
     write_text(stage.partial / "Modelfile", text)
 
 

@@ -66,10 +66,15 @@ def main(config: CorpusConfig, stage: Stage) -> dict:
         stage.log("source", f"{source.name:<10}{found.line()}")
         if source.kind != "generated":
             stage.source(source.name).count(found.read, found.kept)
-    stage.log("split", f"train {train.documents:,} documents, val {validation.documents:,} in {validation.groups:,} groups")
+    stage.log(
+        "split",
+        f"train {train.documents:,} documents, val {validation.documents:,} in {validation.groups:,} groups",
+    )
 
     stats = corpus_stats(by_source, train, validation, selection, samples)
-    (stage.partial / "stats.json").write_text(json.dumps(stats, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (stage.partial / "stats.json").write_text(
+        json.dumps(stats, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     (stage.partial / "DATA_CARD.md").write_text(data_card(stats, stage.waivers), encoding="utf-8")
     seconds = time.monotonic() - started
     stage.run_info(megabytes_per_second=round((train.bytes + validation.bytes) / 1e6 / seconds, 2))

@@ -27,7 +27,11 @@ def main(config: TokenizerConfig, stage: Stage) -> dict:
     from utils.tokenizer.hf import write_hf_files
     from utils.tokenizer.report import summary, tokenizer_card, tokenizer_report
     from utils.tokenizer.train import (
-        choose_documents, document_sizes, sample_texts, train_model, training_sentences,
+        choose_documents,
+        document_sizes,
+        sample_texts,
+        train_model,
+        training_sentences,
     )  # fmt: skip
 
     corpus = stage.input("corpus")
@@ -47,11 +51,15 @@ def main(config: TokenizerConfig, stage: Stage) -> dict:
 
     tokenizer = FrozenTokenizer(stage.partial)
     report = tokenizer_report(tokenizer, rows, parity)
-    (stage.partial / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (stage.partial / "report.json").write_text(
+        json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     (stage.partial / "TOKENIZER_CARD.md").write_text(tokenizer_card(report), encoding="utf-8")
     stage.set_tokenizer(tokenizer.block)
     metrics = summary(report)
-    stage.log("tokenizer", f"{config.vocab_size:,} pieces, {metrics['chars_per_token']:.2f} characters per token")
+    stage.log(
+        "tokenizer", f"{config.vocab_size:,} pieces, {metrics['chars_per_token']:.2f} characters per token"
+    )
     return metrics
 
 

@@ -9,7 +9,6 @@ Writes  train.bin train.idx val.bin val.idx, manifest.json
 
 import sys
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,10 @@ def pack_split(split: str, max_tokens: int, stage: Stage, layout: Any, tokenizer
     from utils.packing.pack import SplitPacker, encode_rows
 
     packer = SplitPacker(stage.partial, split, layout, stage.journal(split), max_tokens)
-    if packer.blocks_done:
-        stage.log("resuming", split=split, blocks=packer.blocks_done)
+    if packer.rows_done:
+        stage.log("resuming", split=split, rows=packer.rows_done)
     if not packer.full:
-        blocks = islice(read_blocks(stage.input("corpus"), split), packer.blocks_done, None)
+        blocks = read_blocks(stage.input("corpus"), split, packer.rows_done)
         encode = partial(encode_rows, tokenizer.encode_text, layout.special)
         for block in ordered_map(executor, encode, blocks):
             if not packer.append(block):

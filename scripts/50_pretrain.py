@@ -2,11 +2,12 @@
 50 -- pre-training: a base model from random weights.
 
     python scripts/50_pretrain.py --config config/demo/50_pretrain.json
-    accelerate launch --config_file config/accelerate/cpu.yaml scripts/50_pretrain.py --config config/demo/50_pretrain.json
+    accelerate launch --config_file config/accelerate/cpu.yaml scripts/50_pretrain.py \\
+        --config config/demo/50_pretrain.json
 
 Reads   the frozen tokenizer (30), packed rows (40), an architecture file
-Writes  model.safetensors config.json generation_config.json, the tokenizer's files byte for byte, history.jsonl,
-        samples.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
+Writes  model.safetensors config.json generation_config.json, the tokenizer's files byte for byte,
+        history.jsonl, samples.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
 """
 
 import sys
@@ -38,7 +39,9 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     tokenizer = FrozenTokenizer(stage.input("tokenizer").path)
     train, val = (open_split(stage, split, tokenizer.fingerprint) for split in ("train", "val"))
     architecture = load_architecture(config.model, stage.workspace)
-    plan = plan_training(config, architecture, tokenizer.vocab_size, [(each.num_rows, each.sequence_length) for each in train])
+    plan = plan_training(
+        config, architecture, tokenizer.vocab_size, [(each.num_rows, each.sequence_length) for each in train]
+    )
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     stage.log("model", describe_model(config.model, architecture, tokenizer.vocab_size, plan.row_tokens))
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
@@ -50,7 +53,10 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     stage.log("optimizer", f"{config.optimizer.kind}, {describe_groups(optimizer)}")
 
     given = zip(train, stage.inputs("data"), config.inputs.data, strict=True)
-    sources = [MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight) for each, found, entry in given]
+    sources = [
+        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
+        for each, found, entry in given
+    ]
     rows = MixtureRows(Mixture(sources, config.seed, plan.batch_rows), partial(read_draws, train))
     trainer = Trainer(model, rows, optimizer, schedule, config, stage)
     stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
@@ -84,7 +90,9 @@ def write_model(stage: Stage, model: Any, title: str, metrics: dict, samples: li
 
     save_model(model, stage.partial)
     copy_tokenizer(stage.input("tokenizer").path, stage.partial)
-    (stage.partial / "MODEL_CARD.md").write_text(model_card(title, metrics, samples, stage.waivers), encoding="utf-8")
+    (stage.partial / "MODEL_CARD.md").write_text(
+        model_card(title, metrics, samples, stage.waivers), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

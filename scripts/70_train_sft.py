@@ -6,8 +6,8 @@
 
 Reads   a base checkpoint (50), conversations (60)
 Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_template.jinja,
-generation_config.json,
-        samples.jsonl, history.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
+        generation_config.json, samples.jsonl, history.jsonl, MODEL_CARD.md, manifest.json; beside them log/
+        and checkpoints/
 """
 
 import sys
@@ -33,7 +33,7 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.training.loop import Trainer
     from utils.training.machine import Machine
     from utils.training.rng import seed_everything
-    from utils.training.tuning import check_layout, plan_tuning
+    from utils.training.tuning import check_context, check_layout, plan_tuning
     from utils.training.validation import spread_batches
 
     seed_everything(config.seed)
@@ -47,7 +47,9 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     fill = sum(each.fill * each.num_rows for each in train) / plan.num_rows
     stage.log("budget", f"{plan.describe()}; fill {fill:.2f}; {schedule.describe()}")
 
-    model = prepare_for_tuning(load_model(base.path), config.tuning, encoder.marker_ids).to(machine.device)
+    model = load_model(base.path)
+    check_context(train + val, model.config.max_position_embeddings)
+    model = prepare_for_tuning(model, config.tuning, encoder.marker_ids).to(machine.device)
     trained, total = count_trainable(model)
     stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
     rows = mixed_rows(config, stage, train, plan.batch_rows)

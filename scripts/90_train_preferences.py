@@ -6,8 +6,7 @@
 
 Reads   a supervised model (70) and, when that is an adapter, its base (50); pairs (80)
 Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_template.jinja,
-generation_config.json,
-        history.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
+        generation_config.json, history.jsonl, MODEL_CARD.md, manifest.json; beside them log/ and checkpoints/
 """
 
 import sys
@@ -35,7 +34,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     from utils.training.machine import Machine
     from utils.training.pairs import PreferenceObjective, adapter_off_reference, cached_reference
     from utils.training.rng import seed_everything
-    from utils.training.tuning import check_layout, plan_tuning
+    from utils.training.tuning import check_context, check_layout, plan_tuning
     from utils.training.validation import spread_batches
 
     seed_everything(config.seed)
@@ -52,6 +51,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
 
     model = open_policy(config, stage).to(machine.device)
+    check_context(train + val, model.config.max_position_embeddings)
     trained, total = count_trainable(model)
     stage.log("model", f"adapter {config.adapter}: {trained:,} of {total:,} parameters are trained")
     if config.reference == "cached":
@@ -80,6 +80,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
         "trained_parameters": trained,
     }
     metrics = figures | trainer.finish() | examiner.figures()
+    metrics["pairs_seen"] = metrics.pop("trained_tokens")
     stage.set_tokenizer(data[0].manifest.tokenizer)
     if stage.is_main:
         write_model(config, stage, model, encoder, metrics)

@@ -6,7 +6,8 @@ Talk to a model in the terminal.
     echo "What colour is the sky?" | python tools/chat.py --model checkpoints/demo/gguf/model-f16.gguf
     python tools/chat.py --model checkpoints/demo/gguf/model-q8_0.gguf --sample data/demo/sft
 
-Commands: /reset forgets the conversation, /system TEXT sets the system message, /exit leaves. Ctrl-C ends an answer.
+Commands: /reset forgets the conversation, /system TEXT sets the system message, /exit leaves. Ctrl-C ends an
+answer.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Chat:
         """Prompt ids that leave room for an answer: whole oldest exchanges go first."""
         from utils.chat.conversation import Message
 
-        room = self.opened.engine.context_tokens - min(self.sampling.max_tokens, self.opened.engine.context_tokens // 2)
+        room = self.opened.engine.context_tokens - min(
+            self.sampling.max_tokens, self.opened.engine.context_tokens // 2
+        )
         while True:
             system = [Message("system", self.system)] if self.system else []
             ids = self.opened.encoder.prompt([*system, *self.turns])
@@ -75,7 +78,8 @@ class Chat:
         if len(ids) >= self.opened.engine.context_tokens:
             self.turns.clear()
             raise ConfigError(
-                f"the question needs {len(ids)} tokens, the model's context is {self.opened.engine.context_tokens}",
+                f"the question needs {len(ids)} tokens, the model's context is "
+                f"{self.opened.engine.context_tokens}",
                 fix="ask something shorter",
             )
         return ids.tolist()
@@ -96,11 +100,17 @@ def main(argv: list[str] | None = None, workspace: Workspace = REPOSITORY) -> in
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tools/chat.py", description="Talk to a model in the terminal.")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder, adapter folder or .gguf file")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint folder, adapter folder or .gguf file"
+    )
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="choose among the k likeliest tokens; 0 = all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the tokens that make up this share")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="choose among the tokens that make up this share"
+    )
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answer")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the library's choice")
@@ -152,13 +162,18 @@ def _sample(chat: Chat, questions: list[str]) -> None:
 
 
 def sample_questions(path: Path, count: int) -> list[str]:
-    """`count` questions spread over a text file (one a line) or over the held-out rows of a stage-60 artifact."""
+    """
+    `count` questions spread over a text file (one a line) or over the held-out rows of a stage-60
+    artifact.
+    """
     if path.is_dir():
         questions = _held_out_questions(path)
     elif path.is_file():
         questions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        raise ConfigError(f"{path} does not exist", fix="give --sample a text file or an artifact of stage 60")
+        raise ConfigError(
+            f"{path} does not exist", fix="give --sample a text file or an artifact of stage 60"
+        )
     step = max(1, len(questions) // count)
     return questions[::step][:count]
 

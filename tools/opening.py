@@ -4,8 +4,8 @@ Open a model to talk to: a checkpoint folder, an adapter folder or a .gguf file,
     opened = open_model(Path("checkpoints/demo/gguf/model-q8_0.gguf"), REPOSITORY, threads=2)
     opened.engine, opened.encoder, opened.title
 
-A folder must match its manifest; a GGUF beside a manifest must be the listed file, and a lone one must prove itself from
-its own header. What does not is refused with exit code 3.
+A folder must match its manifest; a GGUF beside a manifest must be the listed file, and a lone one must prove
+itself from its own header. What does not is refused with exit code 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to write, the template that turns messages into its prompt, and one line that names it."""
+    """
+    A model ready to write, the template that turns messages into its prompt, and one line that names it.
+    """
 
     engine: Engine
     encoder: ChatEncoder
@@ -38,19 +40,24 @@ class Opened:
 
 
 def open_model(path: Path, workspace: Workspace, threads: int = 0) -> Opened:
-    """Verify and load. ConfigError for a path that is no model, UpstreamError (exit 3) for one that cannot be trusted."""
+    """
+    Verify and load. ConfigError for a path that is no model, UpstreamError (exit 3) for one that cannot
+    be trusted.
+    """
     path = workspace.path(path)
     if path.suffix == ".gguf" and path.is_file():
         return _open_gguf(path, workspace, threads)
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return _open_checkpoint(path, workspace, threads)
-    raise ConfigError(f"{path} is neither a .gguf file nor a checkpoint folder", fix="give --model a path that exists")
+    raise ConfigError(
+        f"{path} is neither a .gguf file nor a checkpoint folder", fix="give --model a path that exists"
+    )
 
 
 def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
-    from utils.export.gguf_write import restore_marks
+    from utils.export.template_marks import restore_marks
     from utils.serving.engine import GGUFEngine
 
     if (path.parent / MANIFEST).is_file():
@@ -61,9 +68,13 @@ def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:
     template = engine.metadata.get("tokenizer.chat_template", "")
     if not template:
         engine.close()
-        raise ConfigError(f"{path.name} carries no chat template", fix="convert a model that was tuned on conversations")
+        raise ConfigError(
+            f"{path.name} carries no chat template", fix="convert a model that was tuned on conversations"
+        )
     encoder = ChatEncoder(ChatTemplate(restore_marks(template), f"chat template of {path.name}"), engine)
-    return Opened(engine, encoder, f"{path.name}  model {proof.output_digest[:12]}  tensors {proof.tensors_sha256[:12]}")
+    return Opened(
+        engine, encoder, f"{path.name}  model {proof.output_digest[:12]}  tensors {proof.tensors_sha256[:12]}"
+    )
 
 
 def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened:
@@ -88,7 +99,8 @@ def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened
     template = folder / "chat_template.jinja"
     if not template.is_file():
         raise ConfigError(
-            f"{workspace.relative(folder)} has no chat template: a base model continues text and does not chat",
+            f"{workspace.relative(folder)} has no chat template: "
+            "a base model continues text and does not chat",
             fix="give --model a model of stage 70 or later",
         )
     tokenizer = FrozenTokenizer(folder)
@@ -104,7 +116,9 @@ def _trusted(folder: Path, verifier: Verifier) -> Manifest:
 
 
 def _trusted_base(adapter: Manifest, verifier: Verifier) -> Path:
-    """The folder of the base that the adapter was trained on; UpstreamError if another model lies there now."""
+    """
+    The folder of the base that the adapter was trained on; UpstreamError if another model lies there now.
+    """
     from utils.serving.adapters import recorded_base, refuse_other_base
 
     record = recorded_base(adapter)

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.pipeline.errors import ConfigError, LockstepError, Stopped
+from utils.pipeline.locks import exclusive
 from utils.pipeline.manifest import read_manifest
 from utils.pipeline.plan import (
     Node,
@@ -30,7 +31,7 @@ from utils.pipeline.plan import (
     status,
 )
 from utils.pipeline.review import abandoned_builds, explain, verify_chain_rows, verify_gguf_rows
-from utils.pipeline.run import Launcher, run_profile
+from utils.pipeline.run import NAME_COLUMN, Launcher, run_profile
 from utils.pipeline.seal import TAMPERED
 from utils.pipeline.signals import handled, stop_at_once
 from utils.pipeline.verify import Verifier
@@ -106,7 +107,8 @@ def _plan(arguments: argparse.Namespace, workspace: Workspace) -> int:
     width = max(len(step.reason) for step in steps)
     for step in steps:
         about = f"about {step.seconds:.0f} s" if step.seconds and step.action != "up to date" else ""
-        print(f"{step.node.stage:<23}{step.action:<12}{step.reason:<{width}}   {about}".rstrip())
+        action = step.action if step.action == "up to date" else f"{step.action:<8}"
+        print(f"{step.node.stage:<{NAME_COLUMN}}{action}{step.reason:<{width}}   {about}".rstrip())
     return 0
 
 
@@ -127,7 +129,7 @@ def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:
             f"{row.manifest.output_digest[:12]} {_size(row.manifest.total_bytes):>10}" if row.manifest else ""
         )
         detail = "; ".join(text for text in (row.verdict.detail, row.note) if text)
-        print(f"{row.node.stage:<23}{row.verdict.kind:<11}{identity}   {detail}".rstrip())
+        print(f"{row.node.stage:<{NAME_COLUMN}}{row.verdict.kind:<11}{identity}   {detail}".rstrip())
     if problem:
         bad = sum(not row.verdict.good for row in rows)
         print(f"{bad} problem{'s' * (bad > 1)}: {fix_of(problem)}")
@@ -151,7 +153,7 @@ def _verify(arguments: argparse.Namespace, workspace: Workspace) -> int:
     else:
         width = max(len(row.name) + 2 * row.depth for row in report.rows) + 3
         for row in report.rows:
-            print(f"{'  ' * row.depth + row.name:<{width}}{row.verdict}   {row.note}".rstrip())
+            print(f"{'  ' * row.depth + row.name:<{width}}{row}")
         print(f"verified {report.files} files, {_size(report.bytes)} in {report.seconds:.1f} s")
     return 0 if all(row.verdict.good for row in report.rows) else NOT_GOOD
 
@@ -179,7 +181,9 @@ def _gc(arguments: argparse.Namespace, workspace: Workspace) -> int:
     names = "; ".join(f"{workspace.relative(row.folder)}, abandoned build, {row.note}" for row in found)
     if arguments.yes:
         for row in found:
-            shutil.rmtree(row.folder)
+            output = workspace.relative(row.folder).removesuffix(".partial")
+            with exclusive(workspace, output, f"{output} is being built"):
+                shutil.rmtree(row.folder)
     ask = "removed" if arguments.yes else "would remove"
     print(f"{ask} {count}{'' if arguments.yes else ' (add --yes)'}{': ' * bool(names)}{names}")
     print("never touched: sealed artifacts, raw sources, logs; .tampered folders are named, not removed")

@@ -40,7 +40,8 @@ def test_reader_problems_and_late_surprises_become_rejections() -> None:
     items = list(adapt_rows(rows, READING, FORMATS, chat_format)[1])[1000:]
     assert [item.result.reason for item in items] == ["bad_json", "missing_field", "schema", "schema"]
     assert items[0].rejected_row(items[0].result) == {
-        "source": "mine", "line": 1001, "reason": "bad_json", "detail": "Expecting value", "excerpt": "Expecting value",
+        "source": "mine", "line": 1001, "reason": "bad_json", "detail": "Expecting value",
+        "excerpt": "Expecting value",
     }  # fmt: skip
 
 

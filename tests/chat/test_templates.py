@@ -12,24 +12,33 @@ from utils.tokenizer.frozen import FrozenTokenizer
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 CHATML = (TEMPLATES / "chatml.jinja").read_text(encoding="utf-8")
-BAD = [
-    (CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""), "no {% generation %} marks"),
-    (CHATML.replace("{%- endif -%}", "", 1), "line"),
-    (CHATML.replace("<|im_start|>", "<|turn|>"), "<|turn|> is not one control token of this tokenizer"),
-    (CHATML.replace("{{- bos_token -}}", "{{- bos_token + bos_token -}}"), "BOS must come exactly once, at the start; it comes 2 times"),
-    (CHATML.replace("{{- bos_token -}}", ""), "it comes 0 times"),
-    (CHATML.replace("message['content'] + '<|im_end|>' -}}{%- endgeneration", "message['content'] -}}{%- endgeneration"), "does not end with one control token"),
-    (CHATML.replace("'<|im_start|>assistant\\n' -}}\n{%- endif", "'<|im_start|>assistant' -}}\n{%- endif"), "not prefix-preserving"),
-    (CHATML.replace("{%- for", "{{- messages | length -}}{%- for"), "not prefix-preserving"),
-    (CHATML.replace("message['content']", "message['text']"), "does not render"),
-    (CHATML.replace("{%- if message['role'] == 'assistant' -%}", "{%- if loop.last and message['role'] == 'assistant' -%}"), "outside the {% generation %} marks"),
-]  # fmt: skip
+SPOKEN = "message['content'] + '<|im_end|>' -}}{%- endgeneration"
+HEADER = "'<|im_start|>assistant\\n' -}}\n{%- endif"
+IS_ANSWER = "{%- if message['role'] == 'assistant' -%}"
+# (what is replaced in chatml, by what, message)
+EDITS = [
+    ("generation -%}", "if true -%}", "no {% generation %} marks"),
+    ("{%- endif -%}", "", "line"),
+    ("<|im_start|>", "<|turn|>", "<|turn|> is not one control token of this tokenizer"),
+    ("{{- bos_token -}}", "{{- bos_token + bos_token -}}", "at the start; it comes 2 times"),
+    ("{{- bos_token -}}", "", "BOS must come exactly once, at the start; it comes 0 times"),
+    (SPOKEN, "message['content'] -}}{%- endgeneration", "does not end with one control token"),
+    (HEADER, "'<|im_start|>assistant' -}}\n{%- endif", "not prefix-preserving"),
+    ("{%- for", "{{- messages | length -}}{%- for", "not prefix-preserving"),
+    ("message['content']", "message['text']", "does not render"),
+    (
+        IS_ANSWER,
+        "{%- if loop.last and message['role'] == 'assistant' -%}",
+        "outside the {% generation %} marks",
+    ),
+]
 
 
-@pytest.mark.parametrize(("source", "message"), BAD, ids=[message[:30] for _, message in BAD])
+@pytest.mark.parametrize(("old", "new", "message"), EDITS, ids=[message[:30] for *_, message in EDITS])
 def test_a_template_that_cannot_be_trusted_is_refused(
-    source: str, message: str, tokenizer: FrozenTokenizer
+    tokenizer: FrozenTokenizer, old: str, new: str, message: str
 ) -> None:
+    source = CHATML.replace(old, new)
     assert source != CHATML
     with pytest.raises(ConfigError) as refused:
         ChatEncoder(ChatTemplate(source, "bad.jinja"), tokenizer)

@@ -85,17 +85,19 @@ def test_the_prompt_equals_transformers_generation_prompt(
 ) -> None:
     asked = (Message("system", "s"), Message("user", "What is two and two?"))
     theirs = reference.apply_chat_template(
-        [message.row() for message in asked], chat_template=encoder.template.source, add_generation_prompt=True,
-        return_dict=True,
+        [message.row() for message in asked], chat_template=encoder.template.source,
+        add_generation_prompt=True, return_dict=True,
     )  # fmt: skip
     assert np.array_equal(encoder.prompt(asked), theirs["input_ids"])
 
 
+SPOKEN = "message['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+UNTRAINED = "message['content'] -}}{%- endgeneration -%}{{- '<|im_end|>' -}}"
 VERDICTS = [
     (CHATML, True, True),
-    (CHATML.replace("message['content'] + '<|im_end|>' -}}{%- endgeneration -%}", "message['content'] -}}{%- endgeneration -%}{{- '<|im_end|>' -}}"), True, False),
+    (CHATML.replace(SPOKEN, UNTRAINED), True, False),
     (CHATML.replace("{%- for", "{{- messages | length -}}{%- for"), False, True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,9 @@ def pretrain(config: ToyBaseConfig, stage: Stage) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     shape = LlamaConfig(
-        vocab_size=stage.input("tokenizer").manifest.tokenizer["vocab_size"], hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, pad_token_id=3, bos_token_id=1,
-        eos_token_id=2, max_position_embeddings=128, tie_word_embeddings=True,
+        vocab_size=stage.input("tokenizer").manifest.tokenizer["vocab_size"], hidden_size=32,
+        intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        pad_token_id=3, bos_token_id=1, eos_token_id=2, max_position_embeddings=128, tie_word_embeddings=True,
     )  # fmt: skip
     save_model(LlamaForCausalLM(shape), stage.partial)
     copy_tokenizer(stage.input("tokenizer").path, stage.partial)
@@ -199,9 +199,9 @@ def toy_workspace(root: Path) -> Workspace:
     return Workspace(root, dict(STAGES) | toys)
 
 
-def run(workspace: Workspace, name: str, document: dict, *arguments: str, file: str = "") -> int:
-    """Write the config and run the stage in this process; its exit code."""
-    path = workspace.path(f"config/toy/{file or name}.json")
+def run(workspace: Workspace, name: str, document: dict, *arguments: str) -> int:
+    """Write the config (one file per output folder) and run the stage in this process; its exit code."""
+    path = workspace.path(f"config/toy/{name}.{Path(document['output']).name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document), encoding="utf-8")
     if name in UPSTREAM:

@@ -73,14 +73,27 @@ def test_text_rows_ignore_the_mapping():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.binary(max_size=40) | st.text(max_size=40).map(lambda t: json.dumps({"text": t}).encode()), max_size=8))
+@given(
+    st.lists(
+        st.binary(max_size=40) | st.text(max_size=40).map(lambda t: json.dumps({"text": t}).encode()),
+        max_size=8,
+    )
+)
 def test_nothing_is_lost_whatever_comes(rows: list[bytes]):
     result = process(*rows)
     assert len(result.kept) + len(result.removed) == len(rows) == result.rows_read
     assert result.next == Cursor(0, 10 + len(rows))
 
 
-MODULE = b'"""Module."""\nclass A:\n    """Class A\n    goes on."""\n    def f(self):\n        "f"\ndef g():\n    """g"""\n'
+MODULE = b'''"""Module."""
+class A:
+    """Class A
+    goes on."""
+    def f(self):
+        "f"
+def g():
+    """g"""
+'''
 
 
 def test_docstrings_in_source_order_without_indentation():
@@ -101,4 +114,6 @@ def test_installed_files_are_ordered_and_limited_to_packages():
     assert names == sorted(names)
     assert {name.split("/")[0] for name in names} == {"json", "email"}
     assert "json/decoder.py" in names
-    assert any(name.startswith("zstandard/") for name in (file.name for file in installed_files(["zstandard"])))
+    assert any(
+        name.startswith("zstandard/") for name in (file.name for file in installed_files(["zstandard"]))
+    )

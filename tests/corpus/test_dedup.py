@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from utils.corpus.dedup import (
-    DedupSettings, candidates, decide, jaccard, make_sketch, ngram_hashes, permutations, sign,
+    DedupSettings,
+    candidates,
+    decide,
+    jaccard,
+    make_sketch,
+    ngram_hashes,
+    permutations,
+    sign,
 )  # fmt: skip
 
 SETTINGS = DedupSettings(bands=20, rows=6, similarity=0.8)
@@ -29,7 +36,9 @@ def removed(texts: list[str]) -> set[int]:
 
 
 def pair_at(similarity: float, seed: int, ngrams: int = 800) -> tuple[str, str]:
-    """Two texts whose 5-gram sets have exactly about this Jaccard similarity: a shared start, different ends."""
+    """
+    Two texts whose 5-gram sets have exactly about this Jaccard similarity: a shared start, different ends.
+    """
     shared = round(2 * ngrams * similarity / (1 + similarity))
     start, first, second = (vocabulary(3 * seed + k, ngrams + 4) for k in range(3))
     rest = ngrams - shared
@@ -39,9 +48,10 @@ def pair_at(similarity: float, seed: int, ngrams: int = 800) -> tuple[str, str]:
 def test_signature_equals_datasketch():
     from datasketch import MinHash
 
-    hashes = ngram_hashes(" ".join(vocabulary(0, 300)), 5)
+    hashes = ngram_hashes(" ".join(vocabulary(0, 900)), 5)
     peer = MinHash(num_perm=120, seed=1, scheme="affine32", hashfunc=int)
     peer.update_batch((hashes >> np.uint64(32)).tolist())
+    assert PERMUTATIONS.tolist() == peer.permutations.tolist()
     assert sign(hashes, PERMUTATIONS).tolist() == peer.hashvalues.tolist()
 
 

@@ -1,13 +1,22 @@
-"""Quality rules: a text just inside and just outside of each, and the n-gram rules against a plain computation."""
+"""
+Quality rules: a text just inside and just outside of each, and the n-gram rules against a plain computation.
+"""
 
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config.corpus import RULE_NAMES
-from utils.corpus.quality import PRESETS, TextView, first_broken_rule, repeated_ngram_share, resolve_rules, top_ngram_share
+from utils.corpus.quality import (
+    PRESETS,
+    TextView,
+    first_broken_rule,
+    repeated_ngram_share,
+    resolve_rules,
+    top_ngram_share,
+)
 
 
 def words(count: int, length: int = 5) -> str:
@@ -21,8 +30,14 @@ CASES = {
     "too_many_words": (words(60), words(61)),
     "word_length": (words(60, 3), words(60, 2)),
     "alphabetic_words": (words(48) + " 123" * 12, words(47) + " 123" * 13),
-    "repeated_lines": ("\n".join([words(60), "x", "x", *map(str, range(7))]), "\n".join([words(60), *"xxxx", *"abcd"])),
-    "repeated_line_characters": ("\n".join([words(60), words(10), words(10)]), "\n".join([words(60), words(30), words(30)])),
+    "repeated_lines": (
+        "\n".join([words(60), "x", "x", *map(str, range(7))]),
+        "\n".join([words(60), *"xxxx", *"abcd"]),
+    ),
+    "repeated_line_characters": (
+        "\n".join([words(60), words(10), words(10)]),
+        "\n".join([words(60), words(30), words(30)]),
+    ),
     "top_2gram": (words(60) + " alpha beta" * 2, words(60) + " alpha beta" * 12),
     "top_3gram": (words(60) + " alpha beta gamma" * 2, words(60) + " alpha beta gamma" * 7),
     "top_4gram": (words(60) + " alpha beta gamma delta" * 2, words(60) + " alpha beta gamma delta" * 4),
@@ -68,15 +83,21 @@ def test_short_texts_are_spared_the_ngram_rules():
 small_words = st.lists(st.sampled_from(["a", "bb", "ccc", "d"]), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(small_words, st.integers(2, 4))
 def test_top_ngram_equals_counting(tokens: list[str], n: int):
     grams = [" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     count = max(Counter(grams).values(), default=0)
-    expected = {round(len(gram) * count / len(" ".join(tokens)), 4) for gram, c in Counter(grams).items() if c == count}
+    expected = {
+        round(len(gram) * count / len(" ".join(tokens)), 4)
+        for gram, c in Counter(grams).items()
+        if c == count
+    }
     share = top_ngram_share(TextView(" ".join(tokens)), n)
     assert share in expected if count > 1 else share == 0
 
 
+@settings(deadline=None)
 @given(small_words, st.integers(2, 6))
 def test_repeated_ngrams_equal_the_published_loop(tokens: list[str], n: int):
     seen, characters, at = set(), 0, 0

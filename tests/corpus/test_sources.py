@@ -13,11 +13,19 @@ import pytest
 import zstandard
 
 from utils.corpus.sources import (
-    SUPPORTED, Cursor, RawBlock, ReadSettings, SourceFile, check_fields, field_of, format_of, read_blocks,
+    SUPPORTED,
+    Cursor,
+    RawBlock,
+    ReadSettings,
+    SourceFile,
+    check_fields,
+    field_of,
+    format_of,
+    read_blocks,
 )  # fmt: skip
 from utils.pipeline.errors import ConfigError, DataError
 
-ROWS = [{"text": f"Row {i}, \"quoted\"\nand caf\u00e9", "title": f"t{i // 2}"} for i in range(7)]
+ROWS = [{"text": f'Row {i}, "quoted"\nand caf\u00e9', "title": f"t{i // 2}"} for i in range(7)]
 
 
 def as_csv() -> bytes:
@@ -129,7 +137,9 @@ def test_unknown_suffix_names_the_supported_ones():
 def test_a_mapped_field_that_never_occurs_is_refused():
     block = RawBlock("web", "json", Cursor(), [b'{"content": "x", "meta": {"title": 1}}', b"not json"])
     check_fields(block, {"text": ["content"], "group": ["meta.title"]})
-    with pytest.raises(ConfigError, match='fields.text names "text", which occurs in none of the first 1 rows'):
+    with pytest.raises(
+        ConfigError, match='fields.text names "text", which occurs in none of the first 1 rows'
+    ):
         check_fields(block, {"text": ["text"]})
     with pytest.raises(ConfigError, match="they have content, meta"):
         check_fields(block, {"text": ["text"]})

@@ -1,4 +1,7 @@
-"""Strided perplexity against a float64 reference that scores one token at a time, and against numbers known in advance."""
+"""
+Strided perplexity against a float64 reference that scores one token at a time, and against numbers known in
+advance.
+"""
 
 import math
 
@@ -72,7 +75,9 @@ def test_uniform_model_gives_log_vocabulary(documents: list[np.ndarray]) -> None
 
 
 @given(st.lists(st.integers(0, 60), max_size=6), st.integers(2, 20), st.data())
-def test_every_target_is_scored_once_with_enough_context(lengths: list[int], window: int, data: st.DataObject) -> None:
+def test_every_target_is_scored_once_with_enough_context(
+    lengths: list[int], window: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, window - 1))
     seen: list[tuple[int, int]] = []
     for w in plan_windows(lengths, window, stride):
@@ -99,8 +104,8 @@ def test_word_and_byte_measures_of_a_hand_computed_text() -> None:
     assert found.bits_per_byte == pytest.approx(12 / math.log(2) / 14)
 
 
-def test_trained_model_is_far_under_a_uniform_one(model: LlamaForCausalLM, documents: list[np.ndarray]) -> None:
+def test_trained_model_is_far_under_a_uniform_one(
+    model: LlamaForCausalLM, documents: list[np.ndarray]
+) -> None:
     scores = np.concatenate(document_nll(model, documents[:3], window=128, stride=64))
     assert scores.mean() < 0.25 * math.log(512)
-
-

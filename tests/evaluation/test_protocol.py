@@ -9,9 +9,9 @@ import pytest
 from tests.export.tiny_model import chat_ids, conversations, stories, tiny_model
 from utils.evaluation.held_out import Question
 from utils.evaluation.protocol import (
+    HeldOut,
     ModelScores,
     PairSet,
-    HeldOut,
     TextSet,
     Written,
     score_model,
@@ -36,7 +36,9 @@ def planted(right: int, margin: float, nll: float) -> ModelScores:
 
 @pytest.fixture(scope="module")
 def tests() -> HeldOut:
-    questions = [Question(f"{i:032x}", [{"role": "user", "content": f"q{i}"}], ref) for i, ref in enumerate(REFERENCES)]
+    questions = [
+        Question(f"{i:032x}", [{"role": "user", "content": f"q{i}"}], ref) for i, ref in enumerate(REFERENCES)
+    ]
     texts = TextSet("corpus", ["four tokens", "ab"], [np.arange(5), np.arange(3)])
     return HeldOut([texts], questions, [], PairSet([], []))
 
@@ -45,13 +47,18 @@ def tests() -> HeldOut:
 def results(tests: HeldOut) -> dict:
     scores = {"base": planted(2, -1.0, 2.0), "sft": planted(30, 0.0, 2.0), "dpo": planted(31, 3.0, 2.1)}
     found = summarise(scores, tests, {"dpo": "sft"}, resamples=500, seed=7)
-    return found | {"models": dict.fromkeys(scores, "ab" * 32), "validation": {"val_loss": 2.0, "bigram_loss": 3.5}}
+    return found | {
+        "models": dict.fromkeys(scores, "ab" * 32),
+        "validation": {"val_loss": 2.0, "bigram_loss": 3.5},
+    }
 
 
 def test_every_model_has_value_interval_and_n(results: dict) -> None:
     exact = results["metrics"]["exact_match"]["models"]
     assert [exact[name]["value"] for name in ("base", "sft", "dpo")] == [0.05, 0.75, 0.775]
-    assert all(found["low"] <= found["value"] <= found["high"] and found["n"] == 40 for found in exact.values())
+    assert all(
+        found["low"] <= found["value"] <= found["high"] and found["n"] == 40 for found in exact.values()
+    )
     assert results["metrics"]["exact_match"]["baseline"] == 0.5
     assert results["metrics"]["nll_per_token:corpus"]["models"]["base"]["value"] == pytest.approx(2.0)
     bits = results["metrics"]["bits_per_byte:corpus"]["models"]["base"]["value"]
@@ -86,12 +93,14 @@ def test_table_puts_models_side_by_side(results: dict) -> None:
     assert "| 5.0 % [1.4 %, 16.5 %] |" in exact and "50.0 % (always the commonest answer)" in exact
     assert "| perplexity:corpus | 2 | 7.39 [7.39, 7.39] |" in table
     assert "- bigram loss: 3.5000" in table
-    assert "| exact_match | sft against base | 70.0 % |" in table
+    assert "| exact_match | sft against base | +70.0 % |" in table
 
 
 def test_samples_have_every_answer_worst_first(tests: HeldOut) -> None:
     answers = {"base": planted(2, 0, 1).answers, "sft": planted(30, 0, 1).answers}
-    lines = [json.loads(line) for line in render_samples(tests.questions, answers, worst_first="sft").splitlines()]
+    lines = [
+        json.loads(line) for line in render_samples(tests.questions, answers, worst_first="sft").splitlines()
+    ]
     assert len(lines) == 40
     assert lines[0]["answers"]["sft"] == {"text": "no", "exact": False}
     assert lines[-1]["answers"]["sft"]["exact"] is True

@@ -27,7 +27,12 @@ def test_exact_match_ignores_blanks_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
-    [("the cat sat", "the cat sat", 1.0), ("the the cat", "the cat", 0.8), ("dog", "cat", 0.0), ("", "cat", 0.0)],
+    [
+        ("the cat sat", "the cat sat", 1.0),
+        ("the the cat", "the cat", 0.8),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+    ],
 )
 def test_token_f1(answer: str, reference: str, expected: float) -> None:
     assert token_f1(answer, reference) == pytest.approx(expected)
@@ -69,7 +74,10 @@ class Folder:
 
 
 ROWS = [
-    {"id": f"{i:032x}", "messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
+    {
+        "id": f"{i:032x}",
+        "messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}],
+    }
     for i in range(5)
 ]
 
@@ -88,6 +96,8 @@ def test_the_last_answer_is_the_reference() -> None:
 def test_leaked_prompts_are_refused_with_counts_and_examples() -> None:
     training = {"the training split of sft_data": prompt_hashes(["What is  RED?", "other"])}
     refuse_leaks("the questions", ["What is blue?"], training)
-    with pytest.raises(UpstreamError, match="1 of 2 prompts of the questions were trained on in the training split") as no:
+    with pytest.raises(
+        UpstreamError, match="1 of 2 prompts of the questions were trained on in the training split"
+    ) as no:
         refuse_leaks("the questions", ["what is red?", "What is blue?"], training)
     assert "'what is red?'" in str(no.value) and no.value.exit_code == 3

@@ -47,7 +47,12 @@ def evidence_of(folder: Path) -> Evidence:
     return Evidence(
         texts=stories(200, seed=70),
         encode=tokenizer.encode_text,
-        conversations=[*questions, [*first, *second[:1]], [*first, *second, *first[:1]], [*system, *first[:1]]],
+        conversations=[
+            *questions,
+            [*first, *second[:1]],
+            [*first, *second, *first[:1]],
+            [*system, *first[:1]],
+        ],
         prompt_ids=lambda messages: chat_ids(pieces, messages, prompt=True),
         sequences=sequences,
         logits=sequence_logits(model, sequences),

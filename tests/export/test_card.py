@@ -15,15 +15,31 @@ LINEAGE = [
         "parents": {"base": "cd" * 32}, "sources": [], "mismatches_allowed": [],
     }
 ]  # fmt: skip
-WAIVER = {"stage": "50_pretrain", "role": "data", "verdict": "stale", "component": "input.data", "reason": "new card"}
-FILE = {"bytes": 1_500_000, "bytes_per_weight": 1.0625, "mean_kl": 1.5e-6, "top1_agreement": 0.999, "perplexity": 1.81}
+WAIVER = {
+    "stage": "50_pretrain",
+    "role": "data",
+    "verdict": "stale",
+    "component": "input.data",
+    "reason": "new card",
+}
+FILE = {
+    "bytes": 1_500_000,
+    "bytes_per_weight": 1.0625,
+    "mean_kl": 1.5e-6,
+    "top1_agreement": 0.999,
+    "perplexity": 1.81,
+}
 
 
 def test_gguf_card_has_the_measured_numbers() -> None:
-    facts = CardFacts("demo", "mit", 1_311_488, 128, {"q8_0": FILE}, LINEAGE, "# Evaluation\n\n| exact |\n", [WAIVER])
+    facts = CardFacts(
+        "demo", "mit", 1_311_488, 128, {"q8_0": FILE}, LINEAGE, "# Evaluation\n\n| exact |\n", [WAIVER]
+    )
     card = gguf_card(facts)
     for expected in (
-        "license: mit", "1,311,488 parameters", "| model-q8_0.gguf | 1,500,000 | 8.50 | 1.5e-06 | 99.90 % | 1.810 |",
+        "license: mit",
+        "1,311,488 parameters",
+        "| model-q8_0.gguf | 1,500,000 | 8.50 | 1.5e-06 | 99.90 % | 1.810 |",
         "## Evaluation", "| 110_merge_lora | checkpoints/demo/merged | abababababab | base cdcdcdcdcdcd |",
         "- 50_pretrain data: stale input.data: new card",
     ):  # fmt: skip
@@ -43,7 +59,9 @@ def test_merged_card_has_the_parity() -> None:
 
 @pytest.mark.parametrize("name", ["chatml", "plain"])
 def test_ollama_template_wraps_turns_as_the_model_was_trained(name: str) -> None:
-    source = re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{#\1\2#}", (TEMPLATES / f"{name}.jinja").read_text())
+    source = re.sub(
+        r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{#\1\2#}", (TEMPLATES / f"{name}.jinja").read_text()
+    )
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
 
     def render(messages: list[dict]) -> str:
@@ -61,6 +79,12 @@ def test_ollama_template_wraps_turns_as_the_model_was_trained(name: str) -> None
 
 
 def test_modelfile_names_file_context_stop_and_system() -> None:
-    text = modelfile("model-q8_0.gguf", "<s>SYSTEM TEXT</s><u>USER TEXT</u><a>ASSISTANT TEXT</a>", 256, ["<|im_end|>"], "Be kind.")
+    text = modelfile(
+        "model-q8_0.gguf",
+        "<s>SYSTEM TEXT</s><u>USER TEXT</u><a>ASSISTANT TEXT</a>",
+        256,
+        ["<|im_end|>"],
+        "Be kind.",
+    )
     assert text.startswith("FROM ./model-q8_0.gguf\nTEMPLATE")
-    assert "PARAMETER num_ctx 256\nPARAMETER stop \"<|im_end|>\"\nSYSTEM \"\"\"Be kind.\"\"\"\n" in text
+    assert 'PARAMETER num_ctx 256\nPARAMETER stop "<|im_end|>"\nSYSTEM """Be kind."""\n' in text

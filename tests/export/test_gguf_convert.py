@@ -34,15 +34,20 @@ def converted(tiny: Path, evidence: Evidence, llama: LlamaCpp, tmp_path_factory:
     target = tmp_path_factory.mktemp("gguf")
     lines: list[tuple] = []
     report = convert(
-        tiny, target, ["q8_0", "q4_k_m", "f16"], Description("tiny", keys=lineage_keys(tiny)), evidence, llama,
+        tiny,
+        target,
+        ["q8_0", "q4_k_m", "f16"],
+        Description("tiny", keys=lineage_keys(tiny)),
+        evidence,
+        llama,
         log=lambda *given, **fields: lines.append((given, fields)),
-    )  # fmt: skip
+    )
     return target, report, lines
 
 
 def test_report_holds_every_gate(converted) -> None:
     _, report, lines = converted
-    assert set(report["gates"]) == {"reader", "tokens", "chat", "logits"}
+    assert set(report["gates"]) == {"reader", "tokens", "chat", "logits", "greedy"}
     assert list(report["files"]) == ["q8_0", "q4_k_m", "f16"]
     assert report["parameters"] == 1_312_000
     assert report["files"]["q4_k_m"]["types"] == {"F32": 5, "Q4_K": 12, "Q6_K": 3}

@@ -1,4 +1,7 @@
-"""Quantisation in a child process: what comes through, what is read back, and what happens when llama.cpp gives up."""
+"""
+Quantisation in a child process: what comes through, what is read back, and what happens when llama.cpp gives
+up.
+"""
 
 import json
 import sys
@@ -31,7 +34,9 @@ def source(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("q6_k", {"F32": 5, "Q6_K": 15}),
     ],
 )
-def test_types_really_written_are_read_back(source: Path, tmp_path: Path, file_type: str, types: dict) -> None:
+def test_types_really_written_are_read_back(
+    source: Path, tmp_path: Path, file_type: str, types: dict
+) -> None:
     quantize_gguf(source, tmp_path / "model.gguf", file_type, timeout_seconds=60)
     assert written_types(tmp_path / "model.gguf") == types
 
@@ -46,7 +51,9 @@ def test_a_lost_key_is_an_error(source: Path, tmp_path: Path, monkeypatch: pytes
     right = gguf_quantize.read_keys
 
     def forgetful(path: Path) -> dict:
-        return {key: value for key, value in right(path).items() if path == source or key != "llama.block_count"}
+        return {
+            key: value for key, value in right(path).items() if path == source or key != "llama.block_count"
+        }
 
     monkeypatch.setattr(gguf_quantize, "read_keys", forgetful)
     with pytest.raises(StageError, match="changed 1 metadata keys, first llama.block_count"):
@@ -88,7 +95,9 @@ def test_an_abort_inside_llama_cpp_becomes_one_sentence(tiny: Path, tmp_path: Pa
     write_gguf(tiny, tmp_path / "right.gguf", "f16", Description("tiny"))
     wrong = tmp_path / "no-bytes.gguf"
     _copy_without_byte_pieces(tmp_path / "right.gguf", wrong, vocabulary.pieces)
-    with pytest.raises(StageError, match="llama.cpp failed in tokenize: the process was ended by SIGABRT") as failure:
+    with pytest.raises(
+        StageError, match="llama.cpp failed in tokenize: the process was ended by SIGABRT"
+    ) as failure:
         run_child("tokenize", {"model": str(wrong), "texts": ["\u4f60"], "special": False, "bos": False}, 60)
     assert "\n" not in str(failure.value)
 
@@ -127,7 +136,9 @@ def test_child_runs_the_task_it_is_told(tiny: Path, tmp_path: Path, monkeypatch:
 
 
 def test_training_texts_are_no_part_of_the_recipe(tmp_path: Path) -> None:
-    """The fixture's tokenizer is deterministic, or the byte-identity tests of the writer would mean nothing."""
+    """
+    The fixture's tokenizer is deterministic, or the byte-identity tests of the writer would mean nothing.
+    """
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         train_tokenizer(tmp_path / name, stories(100), vocab_size=400)

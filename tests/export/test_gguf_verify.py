@@ -15,17 +15,18 @@ from tests.export.tiny_model import CHATML
 from utils.export import gguf_write
 from utils.export.gguf_convert import Evidence
 from utils.export.gguf_quantize import quantize_gguf
+from utils.export.gguf_reader import reader_gate
 from utils.export.gguf_verify import (
     LlamaCpp,
     chat_gate,
-    divergence,
     divergence_gate,
     greedy_gate,
     logit_gate,
-    reader_gate,
     token_gate,
 )
+from utils.export.gguf_vocab import Vocabulary
 from utils.export.gguf_write import Description, write_gguf
+from utils.export.merge import divergence
 from utils.pipeline.errors import StageError
 
 
@@ -46,7 +47,9 @@ def test_right_files_pass_reader_and_divergence(
 ) -> None:
     read = reader_gate(files[file_type], tiny)
     assert read["tensors"] == 20
-    assert read["rederived"] == (3 if file_type == "q4_k_m" else 11)  # one of each kind that has a stored form
+    assert read["rederived"] == (
+        3 if file_type == "q4_k_m" else 11
+    )  # one of each kind that has a stored form
     measured = divergence_gate(files[file_type], file_type, evidence.sequences, evidence.logits, llama)
     assert measured["top1_agreement"] > 0.98
     assert measured["perplexity"] == pytest.approx(measured["checkpoint_perplexity"], rel=0.02)
@@ -64,7 +67,9 @@ def test_rounding_moves_a_coarser_type_further(files: dict, evidence: Evidence, 
     assert kl[0] < kl[1] < kl[2]
 
 
-def test_token_ids_are_equal_on_texts_and_torture_list(files: dict, evidence: Evidence, llama: LlamaCpp) -> None:
+def test_token_ids_are_equal_on_texts_and_torture_list(
+    files: dict, evidence: Evidence, llama: LlamaCpp
+) -> None:
     found = token_gate(files["q4_k_m"], evidence.texts, evidence.encode, evidence.bos, llama)
     assert found == {"texts": 200 + 29, "differing": 0}
 
@@ -136,7 +141,14 @@ class TestPlantedMistakes:
         ],
     )
     def test_wrong_number_in_a_key(
-        self, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp, tmp_path: Path, config: dict, key: str
+        self,
+        wrong: Path,
+        tiny: Path,
+        evidence: Evidence,
+        llama: LlamaCpp,
+        tmp_path: Path,
+        config: dict,
+        key: str,
     ) -> None:
         write_gguf(copy_with(tiny, tmp_path / "model", config=config), wrong, "f32", Description("tiny"))
         self.refused_by_reader(wrong, tiny, f"{key} is .*, config.json says")
@@ -152,12 +164,16 @@ class TestPlantedMistakes:
         self, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp, tmp_path: Path
     ) -> None:
         folder = copy_with(tiny, tmp_path / "model")
-        (folder / "chat_template.jinja").write_text(CHATML.replace("<|im_start|>assistant\\n' }}{% endif", "<|im_start|>assistant\\n\\n' }}{% endif"))
+        (folder / "chat_template.jinja").write_text(
+            CHATML.replace("<|im_start|>assistant\\n' }}{% endif", "<|im_start|>assistant\\n\\n' }}{% endif")
+        )
         write_gguf(folder, wrong, "f32", Description("tiny"))
         with pytest.raises(StageError, match="the chat prompt of 1 messages differs"):
             chat_gate(wrong, evidence.conversations, evidence.prompt_ids, evidence.bos, llama)
 
-    def test_second_bos(self, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp, tmp_path: Path) -> None:
+    def test_second_bos(
+        self, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp, tmp_path: Path
+    ) -> None:
         folder = copy_with(tiny, tmp_path / "model")
         (folder / "chat_template.jinja").write_text("{{ bos_token }}" + CHATML)
         write_gguf(folder, wrong, "f32", Description("tiny"))
@@ -173,12 +189,19 @@ class TestPlantedMistakes:
 
     def test_wrong_piece(self, wrong: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         right = gguf_write.read_vocabulary
-        swapped = lambda *given: (lambda v: v.pieces.__setitem__(slice(300, 302), v.pieces[301:299:-1]) or v)(right(*given))  # noqa: E731
+
+        def swapped(folder: Path, end_of_turn: str) -> Vocabulary:
+            vocabulary = right(folder, end_of_turn)
+            vocabulary.pieces[300:302] = vocabulary.pieces[301:299:-1]
+            return vocabulary
+
         monkeypatch.setattr(gguf_write, "read_vocabulary", swapped)
         write_gguf(tiny, wrong, "f32", Description("tiny"))
         self.refused_by_reader(wrong, tiny, "its pieces are not those of tokenizer.model")
 
-    def test_damaged_quantised_values(self, files: dict, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp) -> None:
+    def test_damaged_quantised_values(
+        self, files: dict, wrong: Path, tiny: Path, evidence: Evidence, llama: LlamaCpp
+    ) -> None:
         from gguf import GGUFReader
 
         wrong.write_bytes(files["q4_k_m"].read_bytes())
@@ -192,5 +215,7 @@ class TestPlantedMistakes:
         answers = [[*answer] for answer in evidence.answers]
         answers[2][1] += 1
         clear = [[9.0] * len(answer) for answer in answers]
-        with pytest.raises(StageError, match="greedy answer 2 differs at token 1 where the checkpoint's choice is clear"):
+        with pytest.raises(
+            StageError, match="greedy answer 2 differs at token 1 where the checkpoint's choice is clear"
+        ):
             greedy_gate(files["f16"], evidence.prompts, answers, clear, evidence.stop_ids, llama)

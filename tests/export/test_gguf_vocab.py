@@ -33,7 +33,9 @@ def test_missing_end_of_turn_is_absent(tiny: Path) -> None:
     ],
 )
 def test_foreign_recipes_are_refused(tmp_path: Path, overrides: dict, message: str) -> None:
-    train_tokenizer(tmp_path, stories(200), vocab_size=120 if "byte_fallback" in overrides else 340, **overrides)
+    train_tokenizer(
+        tmp_path, stories(200), vocab_size=120 if "byte_fallback" in overrides else 340, **overrides
+    )
     with pytest.raises(ConfigError, match=message) as refusal:
         read_vocabulary(tmp_path, "<|im_end|>")
     assert refusal.value.exit_code == 2

@@ -1,4 +1,7 @@
-"""The written file against the gguf package's own reader, and every refusal of a model that llama.cpp cannot express."""
+"""
+The written file against the gguf package's own reader, and every refusal of a model that llama.cpp cannot
+express.
+"""
 
 import json
 import shutil
@@ -13,13 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tests.export.tiny_model import CHATML, tiny_model
 from utils.chat.templates import GenerationSpans
 from utils.export.gguf_quantize import read_keys, written_types
-from utils.export.gguf_write import (
-    Description,
-    chat_template_without_marks,
-    interleave_rotary,
-    restore_marks,
-    write_gguf,
-)
+from utils.export.gguf_write import Description, interleave_rotary, write_gguf
+from utils.export.template_marks import chat_template_without_marks, restore_marks
 from utils.pipeline.errors import ConfigError, StageError
 
 CHATML_FILE = Path(__file__).resolve().parents[2] / "config" / "templates" / "chatml.jinja"
@@ -43,17 +41,29 @@ def test_head_rows_move_from_halves_to_neighbours() -> None:
 
 
 def test_keys_come_from_config_and_tokenizer(tiny: Path, tmp_path: Path) -> None:
-    described = Description("tiny", "mit", ["checkpoints/x/base"], ["stories"], keys={"lockstep.output_digest": "ab"})
+    described = Description(
+        "tiny", "mit", ["checkpoints/x/base"], ["stories"], keys={"lockstep.output_digest": "ab"}
+    )
     write_gguf(tiny, tmp_path / "model.gguf", "f16", described)
     keys = read_keys(tmp_path / "model.gguf")
     expected = {
-        "general.architecture": "llama", "general.name": "tiny", "general.license": "mit", "general.file_type": 1,
-        "general.base_model.count": 1, "general.base_model.0.name": "checkpoints/x/base",
-        "general.dataset.0.name": "stories", "lockstep.output_digest": "ab", "llama.vocab_size": 512,
-        "llama.context_length": 128, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
-        "llama.rope.freq_base": 10000.0, "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.eot_token_id": 5,
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "general.license": "mit",
+        "general.file_type": 1,
+        "general.base_model.count": 1,
+        "general.base_model.0.name": "checkpoints/x/base",
+        "general.dataset.0.name": "stories",
+        "lockstep.output_digest": "ab",
+        "llama.vocab_size": 512,
+        "llama.context_length": 128,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.rope.freq_base": 10000.0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.eot_token_id": 5,
         "tokenizer.ggml.add_space_prefix": False,
-    }  # fmt: skip
+    }
     assert {key: keys[key] for key in expected} == expected
     assert keys["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
 
@@ -112,7 +122,9 @@ def test_models_that_llama_cpp_would_compute_differently_are_refused(
 def test_missing_and_surplus_tensors_are_named(tiny: Path, tmp_path: Path) -> None:
     extra = {"model.layers.0.mlp.extra.weight": np.ones((2, 2), np.float32), "model.norm.weight": None}
     folder = copy_with(tiny, tmp_path / "model", tensors=extra)
-    with pytest.raises(StageError, match=r"missing \['model.norm.weight'\], left over \['model.layers.0.mlp.extra"):
+    with pytest.raises(
+        StageError, match=r"missing \['model.norm.weight'\], left over \['model.layers.0.mlp.extra"
+    ):
         write_gguf(folder, tmp_path / "model.gguf", "f16", Description("tiny"))
 
 
@@ -124,12 +136,16 @@ def test_no_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
 
 def render(source: str, messages: list[dict]) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationSpans])
-    text = environment.from_string(source).render(messages=messages, bos_token="<s>", add_generation_prompt=True)
+    text = environment.from_string(source).render(
+        messages=messages, bos_token="<s>", add_generation_prompt=True
+    )
     return text.translate({ord(mark): None for mark in "\ufdd0\ufdd1"})
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_FILE.read_text()])
-def test_template_without_marks_renders_the_same_and_the_marks_come_back(tmp_path: Path, template: str) -> None:
+def test_template_without_marks_renders_the_same_and_the_marks_come_back(
+    tmp_path: Path, template: str
+) -> None:
     (tmp_path / "chat_template.jinja").write_text(template)
     embedded = chat_template_without_marks(tmp_path)
     messages = [

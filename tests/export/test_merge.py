@@ -8,7 +8,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.export.tiny_model import stories
-from utils.export.merge import Parity, merge_adapter, parity, require_parity, sequence_logits, write_merged
+from utils.export.merge import (
+    Parity,
+    merge_adapter,
+    parity,
+    require_parity,
+    sequence_logits,
+    within_memory,
+    write_merged,
+)
 from utils.models.load import load_model
 from utils.pipeline.errors import StageError, UpstreamError
 from utils.serving.adapters import refuse_other_base
@@ -37,7 +45,9 @@ def sequences(tiny: Path) -> list[list[int]]:
 
 def test_written_model_is_base_plus_adapter(tiny: Path, tmp_path: Path, adapted, sequences) -> None:
     before = sequence_logits(adapted, sequences)
-    assert np.abs(before - sequence_logits(load_model(tiny), sequences)).max() > 0.1, "the adapter does something"
+    assert np.abs(before - sequence_logits(load_model(tiny), sequences)).max() > 0.1, (
+        "the adapter does something"
+    )
     write_merged(merge_adapter(adapted), tmp_path, "float32", [2, 5])
     measured = parity(before, sequence_logits(load_model(tmp_path), sequences))
     assert measured.max_logit_difference <= 1e-4
@@ -56,7 +66,9 @@ def test_rows_that_were_not_trained_stay_bit_equal(tiny: Path, adapted) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_rounded_weights_are_measured_and_stop_ids_written(tmp_path: Path, adapted, sequences, dtype: str) -> None:
+def test_rounded_weights_are_measured_and_stop_ids_written(
+    tmp_path: Path, adapted, sequences, dtype: str
+) -> None:
     before = sequence_logits(adapted, sequences)
     write_merged(merge_adapter(adapted), tmp_path, dtype, [2, 5])
     loaded = load_model(tmp_path)
@@ -76,6 +88,13 @@ def test_infinity_outside_the_merged_layers_is_refused(adapted) -> None:
     next(weight for name, weight in adapted.named_parameters() if "layernorm" in name).data[0] = float("inf")
     with pytest.raises(StageError, match="1 merged tensors hold NaN or infinity, first model.layers.0"):
         merge_adapter(adapted)
+
+
+def test_long_comparisons_stop_at_what_memory_holds() -> None:
+    sequences = [[0] * 100] * 5
+    assert within_memory(sequences, vocab_size=512) == sequences
+    assert len(within_memory(sequences, vocab_size=(1 << 26) // 250)) == 2
+    assert len(within_memory(sequences, vocab_size=1 << 26)) == 1
 
 
 def test_parity_is_measured_in_nats() -> None:

@@ -1,10 +1,11 @@
 """
 A small trained Llama with its tokenizer: the checkpoint that export and serving tests stand on.
 
-It is trained for some seconds, because with random weights attention is near uniform and a GGUF without the rotary
-permutation passes for a right one (X21). Grouped key heads make the query and key permutations differ.
+It is trained for some seconds, because with random weights attention is near uniform and a GGUF without the
+rotary permutation passes for a right one (X21). Grouped key heads make the query and key permutations differ.
 
-    folder = build_tiny_model(tmp_path)      # config.json, model.safetensors, tokenizer set, chat_template.jinja
+    folder = build_tiny_model(tmp_path)      # config.json, model.safetensors, tokenizer set,
+    chat_template.jinja
 """
 
 import io
@@ -44,7 +45,8 @@ def stories(count: int, seed: int = 0) -> list[str]:
         number = chance.randint(2, 99)
         texts.append(
             f"The {colour} {animal} lives at the {place}. It is {number} days old.\n"
-            f"Who lives at the {place}? The {colour} {animal}. How old is the {animal}? It is {number} days old."
+            f"Who lives at the {place}? The {colour} {animal}. "
+            f"How old is the {animal}? It is {number} days old."
         )
     return texts
 
@@ -56,7 +58,9 @@ def conversations(count: int, seed: int = 1) -> list[list[dict[str, str]]]:
     for _ in range(count):
         animal, colour = chance.choice(ANIMALS), chance.choice(COLOURS)
         question = f"The {animal} is {colour}. What colour is the {animal}?"
-        rows.append([{"role": "user", "content": question}, {"role": "assistant", "content": f"It is {colour}."}])
+        rows.append(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": f"It is {colour}."}]
+        )
     return rows
 
 
@@ -66,22 +70,22 @@ def train_tokenizer(folder: Path, texts: list[str], vocab_size: int = 512, **ove
 
     lines = [line for text in texts for line in text.split("\n") if line]
     buffer = io.BytesIO()
-    recipe = dict(
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        character_coverage=0.9995,
-        max_sentencepiece_length=16,
-        control_symbols=RESERVED,
-        pad_id=3,
-        num_threads=1,
-        minloglevel=2,
-    )
+    recipe = {
+        "model_type": "bpe",
+        "vocab_size": vocab_size,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "character_coverage": 0.9995,
+        "max_sentencepiece_length": 16,
+        "control_symbols": RESERVED,
+        "pad_id": 3,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=buffer, **{**recipe, **overrides}
     )
@@ -113,7 +117,9 @@ def write_tokenizer_json(folder: Path) -> None:
         )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     special = [piece for piece, i in pieces.items() if model.is_control(i) or model.is_unknown(i)]
     tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -191,10 +197,14 @@ def build_tiny_model(folder: Path, tie: bool = True, steps: int = 100) -> Path:
     from sentencepiece import SentencePieceProcessor
 
     texts, chats = stories(400), conversations(200)
-    train_tokenizer(folder, texts + [m["content"] for chat in chats for m in chat] + ["user assistant system"] * 50)
+    train_tokenizer(
+        folder, texts + [m["content"] for chat in chats for m in chat] + ["user assistant system"] * 50
+    )
     write_tokenizer_json(folder)
     tokenizer = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    rows = [[1, *tokenizer.encode(text), 2][:CONTEXT] for text in texts] + [chat_ids(tokenizer, c) for c in chats]
+    rows = [[1, *tokenizer.encode(text), 2][:CONTEXT] for text in texts] + [
+        chat_ids(tokenizer, c) for c in chats
+    ]
     model = train_weights(rows, tokenizer.get_piece_size(), steps, tie)
     model.generation_config.eos_token_id = [2, 5]
     model.save_pretrained(folder)

@@ -1,5 +1,4 @@
-"""Parts that generation tests share: a small config, and a way to run it against the teacher without a stage.
-"""
+"""Parts that generation tests share: a small config, and a run of it without a stage."""
 
 import json
 from collections.abc import Callable

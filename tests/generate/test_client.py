@@ -73,7 +73,7 @@ class Provider:
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
-            url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
             spec = ProviderSpec(base_url=url, api_key_env="PLANTED", max_in_flight=in_flight)
             try:
                 async with open_session(in_flight) as session:

@@ -108,7 +108,7 @@ def test_a_stop_lets_calls_finish_and_the_next_run_continues(session, tmp_path):
     assert not (session.folder / "stories").exists() and "stopping" in dict(session.events)
     recorded = len(journal.read_bytes().splitlines())
     continued = session.run(document)
-    assert "resuming" in dict(session.events) and recorded >= 20
+    assert "journal" in dict(session.events) and recorded >= 20
     assert continued.calls_made == sum(counts["calls"] for counts in continued.usage.values()) - recorded
     whole = Session(tmp_path / "whole")
     whole.run(document)
@@ -156,3 +156,14 @@ def test_a_model_that_the_provider_does_not_have_is_never_success(session):
     document["models"]["main"]["model"] = "teacher-strong"
     with pytest.raises(StageError, match="list_http_404"):
         session.run(document)
+
+
+def test_a_run_that_falls_short_says_which_units_failed_and_why(session):
+    document = small_document(chat=8)
+    document["models"]["main"]["max_output_tokens"] = 60
+    document["datasets"]["chat"]["templates"]["chosen"] = "story"
+    with pytest.raises(StageError, match=r"0 of 8 rows; not accepted: .*truncated"):
+        session.run(document)
+    told = [json.loads(line) for line in (session.folder / "failures.jsonl").read_text().splitlines()]
+    assert told and {failure["reason"] for failure in told} == {"truncated"}
+    assert set(told[0]) == {"dataset", "unit", "reason", "excerpt", "attempts"} and told[0]["attempts"] == 2

@@ -39,18 +39,24 @@ def test_loss_and_gradients_equal_torch(shape, ignored):
 def test_row_weights_scale_loss_gradient_and_count():
     hidden, weight, targets = problem(37, 91, 16)
     weights = torch.rand(37)
-    ours, reference = (f(hidden, weight, targets, weights) for f in (linear_cross_entropy, reference_linear_cross_entropy))
+    ours, reference = (
+        f(hidden, weight, targets, weights) for f in (linear_cross_entropy, reference_linear_cross_entropy)
+    )
     torch.testing.assert_close(ours.loss_sum, reference.loss_sum)
     assert float(ours.count) == pytest.approx(float(weights[targets != -100].sum()))
     for mine, other in zip(
-        torch.autograd.grad(ours.loss_sum, (hidden, weight)), torch.autograd.grad(reference.loss_sum, (hidden, weight)), strict=True
+        torch.autograd.grad(ours.loss_sum, (hidden, weight)),
+        torch.autograd.grad(reference.loss_sum, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
 def test_gradcheck_in_double_precision():
     hidden, weight, targets = problem(70, 7, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets).loss_sum, (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets).loss_sum, (hidden, weight)
+    )
 
 
 def test_all_targets_ignored_gives_finite_zeros():
@@ -82,7 +88,10 @@ def test_chunks_do_not_change_the_sum(monkeypatch):
     many = linear_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(one.loss_sum, many.loss_sum, rtol=1e-6, atol=0)
     torch.testing.assert_close(
-        torch.autograd.grad(one.loss_sum, weight), torch.autograd.grad(many.loss_sum, weight), rtol=1e-5, atol=1e-5
+        torch.autograd.grad(one.loss_sum, weight),
+        torch.autograd.grad(many.loss_sum, weight),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

@@ -58,7 +58,10 @@ def test_a_seed_means_one_model_whatever_was_drawn_before(smoke):
 
 
 def test_the_padding_row_trains(smoke, tmp_path):
-    """transformers would freeze the embedding row of pad_token_id, which under a tied head is a row of the softmax."""
+    """
+    transformers would freeze the embedding row of pad_token_id, which under a tied head is a row of the
+    softmax.
+    """
     _, model = smoke
     save_model(model, tmp_path)
     for each in (model, load_model(tmp_path)):
@@ -70,7 +73,11 @@ def test_the_padding_row_trains(smoke, tmp_path):
 def test_saved_model_loads_in_plain_transformers_with_the_same_logits(smoke, tmp_path):
     _, model = smoke
     save_model(model, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(20)[None]
     assert loaded.dtype == torch.float32

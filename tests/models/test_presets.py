@@ -47,7 +47,9 @@ def built_parameters(shape, vocab_size):
 def test_every_preset_has_exactly_the_stated_parameters(name, tied):
     shape = architecture(name, tie_embeddings=tied)
     count = count_parameters(shape, shape.reference_vocab_size)
-    assert built_parameters(shape, shape.reference_vocab_size) == count.total == COUNTS[name][0 if tied else 1]
+    assert (
+        built_parameters(shape, shape.reference_vocab_size) == count.total == COUNTS[name][0 if tied else 1]
+    )
     assert count.body == COUNTS[name][2]
 
 
@@ -59,7 +61,13 @@ def test_declared_parameters_are_true(name):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hidden_size": 512}, {"num_layers": 3}, {"num_heads": 2, "num_kv_heads": 2}, {"num_kv_heads": 2}, {"head_dim": 32}]
+    [
+        {"hidden_size": 512},
+        {"num_layers": 3},
+        {"num_heads": 2, "num_kv_heads": 2},
+        {"num_kv_heads": 2},
+        {"head_dim": 32},
+    ]
     + [{"ffn_size": 256}, {"tie_embeddings": False}],
 )
 def test_each_size_field_changes_the_built_model_as_counted(changes):
@@ -74,7 +82,10 @@ def test_only_micro_has_rows_that_k_quants_cannot_hold():
 
 def test_flops_and_auto_rules_match_the_table():
     shapes = {name: architecture(name) for name in COUNTS}
-    cost = {name: flops_per_token(s, s.reference_vocab_size, s.context_length_tokens) / 1e9 for name, s in shapes.items()}
+    cost = {
+        name: flops_per_token(s, s.reference_vocab_size, s.context_length_tokens) / 1e9
+        for name, s in shapes.items()
+    }
     assert cost["demo"] == pytest.approx(0.030, abs=5e-4) and cost["base"] == pytest.approx(0.859, abs=5e-4)
     assert auto_learning_rate(6_294_784) == pytest.approx(1.06e-3, abs=5e-6)
     assert auto_learning_rate(99_109_632) == pytest.approx(6.7e-4, abs=5e-6)
@@ -98,7 +109,10 @@ def config(**values):
 )
 def test_budget_units(unit, value, steps):
     plan = plan_training(
-        config(budget={"unit": unit, "value": value}, global_batch_tokens=8192), architecture("demo"), 4096, [(100, 256), (60, 256)]
+        config(budget={"unit": unit, "value": value}, global_batch_tokens=8192),
+        architecture("demo"),
+        4096,
+        [(100, 256), (60, 256)],
     )
     assert (plan.steps, plan.batch_rows, plan.batch_tokens) == (steps, 32, 8192)
     assert plan.epochs == pytest.approx(steps * 32 / 160)
@@ -107,10 +121,14 @@ def test_budget_units(unit, value, steps):
 
 def test_plan_prints_its_arithmetic():
     plan = plan_training(
-        config(budget={"unit": "tokens", "value": 1.6e6}, global_batch_tokens=8192), architecture("demo"), 4096, [(43_750, 256)]
+        config(budget={"unit": "tokens", "value": 1.6e6}, global_batch_tokens=8192),
+        architecture("demo"),
+        4096,
+        [(43_750, 256)],
     )
     assert plan.describe() == (
-        "1.61 M tokens = 196 steps x 32 rows x 256; 0.36 tokens/parameter (0.47 without embeddings); 0.14 epochs of 11.2 M"
+        "1.61 M tokens = 196 steps x 32 rows x 256; 0.36 tokens/parameter (0.47 without embeddings); "
+        "0.14 epochs of 11.2 M"
     )
 
 
@@ -137,7 +155,11 @@ def test_unknown_architecture_field_is_refused_with_the_nearest_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"num_kv_heads": 3}, "does not divide num_heads"), ({"head_dim": 63}, "is odd"), ({"hidden_size": 250}, "no multiple of num_heads")],
+    [
+        ({"num_kv_heads": 3}, "does not divide num_heads"),
+        ({"head_dim": 63}, "is odd"),
+        ({"hidden_size": 250}, "no multiple of num_heads"),
+    ],
 )
 def test_impossible_shapes_are_refused(changes, message):
     shape = architecture("demo").model_dump() | changes

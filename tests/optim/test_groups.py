@@ -25,7 +25,10 @@ def test_matrices_decay_and_nothing_else():
     model = Tied()
     decay, rest = parameter_groups(model, 0.1, decay_embeddings=False)
     assert names(model, decay) == ["dense.weight"] and decay["weight_decay"] == 0.1
-    assert names(model, rest) == ["embed.weight", "norm.weight", "norm.bias", "dense.bias"] and rest["weight_decay"] == 0
+    assert (
+        names(model, rest) == ["embed.weight", "norm.weight", "norm.bias", "dense.bias"]
+        and rest["weight_decay"] == 0
+    )
 
 
 def test_embeddings_decay_on_request():
@@ -44,7 +47,9 @@ def test_fused_adamw_equals_the_written_equations():
         model.bias.grad = torch.zeros(3)
         g = model.weight.grad.double()
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
-        weight = weight * (1 - 1e-2 * 0.1) - 1e-2 * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+        weight = weight * (1 - 1e-2 * 0.1) - 1e-2 * (m / (1 - 0.9**step)) / (
+            (v / (1 - 0.95**step)).sqrt() + 1e-8
+        )
         optimizer.step()
     torch.testing.assert_close(model.weight.detach().double(), weight, rtol=1e-5, atol=1e-6)
     assert optimizer.defaults["fused"]

@@ -8,7 +8,9 @@ PEAK, STEPS, WARMUP, FLOOR = 1.0, 100, 10, 0.1
 
 
 def schedule(kind, **values):
-    config = ScheduleConfig(kind=kind, warmup_steps=WARMUP, decay_fraction=0.3, final_fraction=FLOOR, **values)
+    config = ScheduleConfig(
+        kind=kind, warmup_steps=WARMUP, decay_fraction=0.3, final_fraction=FLOOR, **values
+    )
     return Schedule.of(config, PEAK, STEPS, 0.95)
 
 
@@ -33,7 +35,17 @@ def test_never_zero_at_the_first_step_and_never_above_the_peak(kind):
     assert all(later <= earlier for earlier, later in zip(rates[WARMUP:], rates[WARMUP + 1 :], strict=False))
 
 
-@pytest.mark.parametrize(("steps", "beta2", "warmup"), [(10, 0.95, 1), (200, 0.95, 20), (195, 0.95, 20), (100_000, 0.95, 2000), (10_000, 0.999, 1000), (1, 0.95, 1)])
+@pytest.mark.parametrize(
+    ("steps", "beta2", "warmup"),
+    [
+        (10, 0.95, 1),
+        (200, 0.95, 20),
+        (195, 0.95, 20),
+        (100_000, 0.95, 2000),
+        (10_000, 0.999, 1000),
+        (1, 0.95, 1),
+    ],
+)
 def test_auto_warmup(steps, beta2, warmup):
     assert auto_warmup_steps(steps, beta2) == warmup
 

@@ -28,9 +28,14 @@ def make_layout(length: int = 8, mode: str = "best_fit", vocab_size: int = 300, 
     return Layout(mode, length, vocab_size, FINGERPRINT, SpecialIds(1, 2, pad), ["books", "stories"])
 
 
-def make_blocks(lengths: list[int], vocab_size: int = 300, per_block: int = 3, salt: int = 0) -> list[EncodedBlock]:
+def make_blocks(
+    lengths: list[int], vocab_size: int = 300, per_block: int = 3, salt: int = 0
+) -> list[EncodedBlock]:
     """Documents BOS + arithmetic ids + EOS of these total lengths."""
-    documents = [np.array([1, *(4 + (np.arange(n - 2) + i) % (vocab_size - 4)), 2], np.uint32) for i, n in enumerate(lengths)]
+    documents = [
+        np.array([1, *(4 + (np.arange(n - 2) + i) % (vocab_size - 4)), 2], np.uint32)
+        for i, n in enumerate(lengths)
+    ]
     ids = [f"{salt + i:032x}" for i in range(len(lengths))]
     blocks = []
     for start in range(0, len(lengths), per_block):
@@ -41,7 +46,9 @@ def make_blocks(lengths: list[int], vocab_size: int = 300, per_block: int = 3, s
     return blocks
 
 
-def pack(folder: Path, split: str, blocks: list[EncodedBlock], layout: Layout, max_tokens: int = 0) -> SplitReport:
+def pack(
+    folder: Path, split: str, blocks: list[EncodedBlock], layout: Layout, max_tokens: int = 0
+) -> SplitReport:
     folder.mkdir(exist_ok=True)
     packer = SplitPacker(folder, split, layout, MemoryJournal(), max_tokens)
     for block in blocks:

@@ -13,7 +13,11 @@ from utils.packing.dataset import PackedDataset
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.lists(st.integers(2, 30), min_size=6, max_size=30), st.sampled_from(["best_fit", "concat"]), st.integers(2, 20))
+@given(
+    st.lists(st.integers(2, 30), min_size=6, max_size=30),
+    st.sampled_from(["best_fit", "concat"]),
+    st.integers(2, 20),
+)
 def test_rows_give_back_the_stream(tmp_path: Path, lengths: list[int], mode: str, length: int):
     pack(tmp_path, "train", make_blocks(lengths), make_layout(length, mode))
     data = PackedDataset(tmp_path, "train")

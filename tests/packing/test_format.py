@@ -23,8 +23,12 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 
 
 def test_bin_golden_bytes(tmp_path: Path):
-    write_tokens(tmp_path / "a.bin", [np.array([1, 300]), np.array([2])], vocab_size=4096, fingerprint=FINGERPRINT)
-    expected = b"LOCKSTEP" + struct.pack("<IIIIQ", 1, 1, 2, 4096, 3) + b"\xab" * 32 + struct.pack("<3H", 1, 300, 2)
+    write_tokens(
+        tmp_path / "a.bin", [np.array([1, 300]), np.array([2])], vocab_size=4096, fingerprint=FINGERPRINT
+    )
+    expected = (
+        b"LOCKSTEP" + struct.pack("<IIIIQ", 1, 1, 2, 4096, 3) + b"\xab" * 32 + struct.pack("<3H", 1, 300, 2)
+    )
     assert (tmp_path / "a.bin").read_bytes() == expected
 
 
@@ -76,7 +80,9 @@ def test_trained_stream_is_kind_4_with_one_byte_per_token(tmp_path: Path):
 
 def test_rows_index_round_trip(tmp_path: Path):
     documents = Documents.of([3, 4], ["0f" * 16, "1a" * 16], [0, 1])
-    index = RowsIndex(SpecialIds(1, 2, -1), FINGERPRINT, "cd" * 32, documents, np.array([1.0, 0.5]), np.array([2, 3]))
+    index = RowsIndex(
+        SpecialIds(1, 2, -1), FINGERPRINT, "cd" * 32, documents, np.array([1.0, 0.5]), np.array([2, 3])
+    )
     write_rows_index(tmp_path / "a.idx", index)
     back = read_rows_index(tmp_path / "a.idx")
     assert back.documents.offsets.tolist() == [0, 3, 7]
@@ -109,14 +115,44 @@ DAMAGE = {
     "other magic": ("train.bin", 0, b"PK\3\4", "train.bin is not a packed dataset (starts with 50 4b 03 04)"),
     "other kind": ("train.bin", 8, b"\2", "train.bin is not a packed dataset but an index of packed rows"),
     "newer version": ("train.bin", 12, b"\2", "train.bin has version 2, this program reads 1"),
-    "count against size": ("train.bin", 24, b"\x27", "train.bin has 140 bytes, its header needs 142: truncated"),
-    "idx magic": ("train.idx", 0, b"PK\3\4", "train.idx is not an index of packed rows (starts with 50 4b 03 04)"),
-    "idx mode": ("train.idx", 16, b"\7", "train.idx has packing mode 7, this program knows concat and best_fit"),
+    "count against size": (
+        "train.bin",
+        24,
+        b"\x27",
+        "train.bin has 140 bytes, its header needs 142: truncated",
+    ),
+    "idx magic": (
+        "train.idx",
+        0,
+        b"PK\3\4",
+        "train.idx is not an index of packed rows (starts with 50 4b 03 04)",
+    ),
+    "idx mode": (
+        "train.idx",
+        16,
+        b"\7",
+        "train.idx has packing mode 7, this program knows concat and best_fit",
+    ),
     "idx size": ("train.idx", 24, b"\5", "train.idx has 368 bytes, its header needs 376: truncated"),
     "offsets drop": ("train.idx", 136 + 16, b"\4", "train.idx: document_offsets[2] = 4 is below 5"),
-    "last offset": ("train.idx", 136 + 32, b"\x27", "train.idx: document_offsets run from 0 to 39, expected 0 to 38"),
-    "segment outside": ("train.idx", 368 - 24 + 12, b"\6", "train.idx: segment 3 (ids 0 to 6) is outside its document"),
-    "other fingerprint": ("train.idx", 72, b"\0", "train.idx was written with tokenizer 00ababababab, train.bin with"),
+    "last offset": (
+        "train.idx",
+        136 + 32,
+        b"\x27",
+        "train.idx: document_offsets run from 0 to 39, expected 0 to 38",
+    ),
+    "segment outside": (
+        "train.idx",
+        368 - 24 + 12,
+        b"\6",
+        "train.idx: segment 3 (ids 0 to 6) is outside its document",
+    ),
+    "other fingerprint": (
+        "train.idx",
+        72,
+        b"\0",
+        "train.idx was written with tokenizer 00ababababab, train.bin with",
+    ),
 }
 
 

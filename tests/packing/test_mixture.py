@@ -32,6 +32,7 @@ def test_dataset_order_vectors(weights: list[float], order: str):
     assert mixture(weights, batch_rows=len(expected)).next_step().dataset.tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.text(max_size=5))
 def test_permute_is_a_permutation(num_rows: int, key: str):
     assert sorted(permute(range(num_rows), num_rows, key).tolist()) == list(range(num_rows))
@@ -42,7 +43,7 @@ def test_integer_weights_sum_to_2_to_the_32():
     assert integer_weights([1, 1]) == [2**31, 2**31]
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=8))
 def test_counts_stay_within_a_row_of_the_weights(weights: list[int]):
     dataset = np.array([d for d, _ in drawn(mixture(weights, batch_rows=100), 20)])

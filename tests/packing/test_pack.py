@@ -19,15 +19,26 @@ LENGTHS = [5, 20, 9, 4, 11, 6, 3, 17, 8]
 def test_report_counts(tmp_path: Path):
     report = pack(tmp_path, "train", make_blocks([5, 20, 9, 4]), make_layout())
     # 38 ids and 2 repeated ones (overlaps of the 20-id document) in 5 rows of 9
-    assert (report.documents, report.tokens, report.rows, report.cut_documents, report.unused_tokens) == (4, 38, 5, 0, 0)
+    assert (report.documents, report.tokens, report.rows, report.cut_documents, report.unused_tokens) == (
+        4,
+        38,
+        5,
+        0,
+        0,
+    )
     assert report.padding_fraction == round(1 - 40 / 45, 4)
     assert report.tokens_by_source == {"books": 38, "stories": 0}
 
 
 def test_concat_report_counts_cut_documents_and_the_unused_end(tmp_path: Path):
     report = pack(tmp_path, "train", make_blocks([5, 4, 4, 10]), make_layout(8, "concat"))
-    # 23 ids: rows are ids 0-8 and 8-16; the third document (ids 9-12) is whole in row 1, the second (5-8) in row 0
-    assert (report.rows, report.unused_tokens, report.padding_fraction, report.cut_documents) == (2, 6, 0.0, 0)
+    # 23 ids: rows are ids 0-8 and 8-16; the second document (ids 5-8) is whole in row 0, the third in row 1
+    assert (report.rows, report.unused_tokens, report.padding_fraction, report.cut_documents) == (
+        2,
+        6,
+        0.0,
+        0,
+    )
     report = pack(tmp_path, "train", make_blocks([6, 6, 8]), make_layout(8, "concat"))
     assert report.cut_documents == 2
 
@@ -44,8 +55,8 @@ def test_going_on_after_a_kill_gives_the_same_bytes(tmp_path: Path, mode: str, k
         for block in make_blocks(LENGTHS):
             packer.append(block)
     resumed = SplitPacker(cut, "train", make_layout(mode=mode), MemoryJournal(journal.committed), 0)
-    assert resumed.blocks_done == kill_after
-    for block in make_blocks(LENGTHS)[resumed.blocks_done :]:
+    assert resumed.rows_done == 3 * kill_after
+    for block in make_blocks(LENGTHS)[kill_after:]:
         resumed.append(block)
     resumed.finish()
     for name in ("train.bin", "train.idx"):
@@ -70,7 +81,9 @@ def test_too_little_text_for_a_row(tmp_path: Path):
 def test_padding_gate(tmp_path: Path):
     report = pack(tmp_path, "train", make_blocks([5, 5]), make_layout())
     check_padding(report, 0.5)
-    with pytest.raises(DataError, match=r"44.4% of the training rows would be padding \(max_padding_fraction 0.25\)") as error:
+    with pytest.raises(
+        DataError, match=r"44.4% of the training rows would be padding \(max_padding_fraction 0.25\)"
+    ) as error:
         check_padding(report, 0.25)
     assert "sequence_length_tokens" in error.value.fix
 

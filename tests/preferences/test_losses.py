@@ -107,8 +107,8 @@ def trl_loss_model(folder: Path) -> tuple[tuple[float, dict[str, torch.Tensor]],
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
     )
     arguments = DPOConfig(
-        output_dir=str(folder), report_to=[], per_device_train_batch_size=2, use_cpu=True, beta=BETA, bf16=False,
-        gradient_checkpointing=False, disable_tqdm=True,
+        output_dir=str(folder), report_to=[], per_device_train_batch_size=2, use_cpu=True, beta=BETA,
+        bf16=False, gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     model, reference = tiny_llama(0), tiny_llama(1)
     unused = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)

@@ -30,7 +30,12 @@ def test_equals_transformers_generate(model, prompts) -> None:
     for prompt, answer in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt])
         whole = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=[2, 5], pad_token_id=3
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=[2, 5],
+            pad_token_id=3,
         )
         assert answer.ids == whole[0, len(prompt) :].tolist()
         assert answer.stopped == (answer.ids[-1] in {2, 5})
@@ -47,9 +52,10 @@ def test_neighbours_do_not_change_an_answer(model, prompts, batch_tokens: int) -
         assert first.gaps[:unclear] == pytest.approx(second.gaps[:unclear], abs=1e-3)
 
 
-def test_answers_end_at_the_context(model) -> None:
-    answer = greedy_answers(model, [[1] * (CONTEXT - 2)], 20, set())[0]
-    assert len(answer.ids) == 2 and not answer.stopped
+def test_answers_end_at_the_context_of_their_own_prompt(model) -> None:
+    prompts = [[1] * (CONTEXT - 2), [1] * (CONTEXT - 9), [1] * CONTEXT]
+    lengths = [len(answer.ids) for answer in greedy_answers(model, prompts, 20, set())]
+    assert lengths == [2, 9, 0]
 
 
 def test_gaps_are_distances_of_the_two_best_logits(model, prompts) -> None:

@@ -119,7 +119,9 @@ class Script:
 
 def test_characters_split_over_tokens_arrive_whole() -> None:
     emoji = "\U0001f600".encode()
-    script = Script([b"a", emoji[:1], emoji[1:3], emoji[3:], "\u4f60".encode()[:2], "\u4f60".encode()[2:] + b"!"])
+    script = Script(
+        [b"a", emoji[:1], emoji[1:3], emoji[3:], "\u4f60".encode()[:2], "\u4f60".encode()[2:] + b"!"]
+    )
     answer = Generation(script, [1], Sampling())
     assert list(answer.text()) == ["a", "\U0001f600", "\u4f60!"]
     assert answer.finish_reason == "stop"

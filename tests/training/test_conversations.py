@@ -44,8 +44,8 @@ def model() -> LlamaForCausalLM:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, pad_token_id=3,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, pad_token_id=3,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

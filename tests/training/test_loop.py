@@ -54,7 +54,7 @@ def test_first_loss_is_the_mean_over_the_global_batch_by_hand(tmp_path):
     model, total, count = toy_model(), 0.0, 0
     for number in range(4):
         inputs, targets, position = next_token_targets(CountingRows().rows(range(number, number + 1)))
-        logits = model(input_ids=inputs, position_ids=position).logits[0].log_softmax(-1)
+        logits = model(input_ids=inputs, position_ids=position, use_cache=False).logits[0].log_softmax(-1)
         for place, target in enumerate(targets[0].tolist()):
             if target >= 0:
                 total, count = total - float(logits[place, target]), count + 1
@@ -76,7 +76,10 @@ def test_the_model_learns_to_count_upwards(tmp_path):
 
 def test_evaluation_samples_and_checkpoints_do_not_change_the_weights(tmp_path):
     plain, busy = tmp_path / "plain", tmp_path / "busy"
-    for root, values in ((plain, {"eval_every_steps": 100, "save_every_steps": 100}), (busy, {"eval_every_steps": 1, "save_every_steps": 1})):
+    for root, values in (
+        (plain, {"eval_every_steps": 100, "save_every_steps": 100}),
+        (busy, {"eval_every_steps": 1, "save_every_steps": 1}),
+    ):
         root.mkdir()
         write_config(root, steps=6, dropout=0.5, **values)
         assert run(root) == 0
@@ -98,7 +101,9 @@ class Poisoned(NextTokenLoss):
 
 def poisoned_trainer(config, stage, loss):
     trainer = toy_trainer(config, stage)
-    return type(trainer)(trainer.model, trainer.rows, trainer.optimizer, trainer.schedule, config, stage, loss)
+    return type(trainer)(
+        trainer.model, trainer.rows, trainer.optimizer, trainer.schedule, config, stage, loss
+    )
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(tmp_path):
@@ -139,7 +144,7 @@ def test_too_many_skipped_steps_end_the_run_with_the_last_good_checkpoint(tmp_pa
 def test_a_parameter_cut_off_from_the_loss_is_refused_by_name(tmp_path, capsys):
     def body(trainer, stage):
         trainer.model.extra = torch.nn.Parameter(torch.zeros(2))
-        trainer._parameters["extra"] = trainer.model.extra
+        trainer._gradients.parameters["extra"] = trainer.model.extra
         next(iter(trainer))
 
     assert inside(tmp_path, body)[0] == 4
@@ -150,10 +155,12 @@ def test_gradients_are_clipped_to_the_norm_of_the_config(tmp_path):
     """With SGD the update is the clipped gradient itself."""
 
     def body(trainer, stage):
-        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+        trainer._gradients.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
         before = [each.detach().clone() for each in trainer.model.parameters()]
         next(iter(trainer))
-        moved = torch.stack([(a - b).norm() for a, b in zip(before, trainer.model.parameters(), strict=True)]).norm()
+        moved = torch.stack(
+            [(a - b).norm() for a, b in zip(before, trainer.model.parameters(), strict=True)]
+        ).norm()
         return float(moved) / trainer.schedule(0), trainer.records["history"][0]["grad_norm"]
 
     code, (moved, norm) = inside(tmp_path, body, optimizer={"max_gradient_norm": 0.01})
@@ -179,9 +186,15 @@ def test_publishing_the_best_step_publishes_its_weights(tmp_path):
                 trainer.observe(losses[step])
             trainer.save_if_due()
         metrics = trainer.finish()
-        return metrics, torch.equal(trainer.model.lm_head.weight, kept[2]), (stage.partial / "checkpoints/best.json").read_text()
+        return (
+            metrics,
+            torch.equal(trainer.model.lm_head.weight, kept[2]),
+            (stage.partial / "checkpoints/best.json").read_text(),
+        )
 
-    code, (metrics, is_best, pointer) = inside(tmp_path, body, steps=4, publish="best", keep_last=1, save_every_steps=1)
+    code, (metrics, is_best, pointer) = inside(
+        tmp_path, body, steps=4, publish="best", keep_last=1, save_every_steps=1
+    )
     assert code == 0 and is_best and metrics["best_step"] == 2 and metrics["published"] == "best"
     assert json.loads(pointer)["step"] == 2
     assert not torch.equal(kept[2], kept[4])

@@ -5,7 +5,14 @@ import torch
 from torch.nn import functional as F
 
 from tests.training.toy_stage import VOCAB, CountingRows, ToyBatch, toy_model
-from utils.training.loss import NextTokenLoss, head_loss, mean_loss, next_token_loss, next_token_targets, token_nll
+from utils.training.loss import (
+    NextTokenLoss,
+    head_loss,
+    mean_loss,
+    next_token_loss,
+    next_token_targets,
+    token_nll,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def test_targets_are_the_next_id_inside_a_document_by_hand():
 def test_loss_is_the_sum_over_scored_targets_of_plain_logits(model):
     batch = CountingRows().rows(range(5))
     inputs, targets, position = next_token_targets(batch)
-    logits = model(input_ids=inputs, position_ids=position).logits
+    logits = model(input_ids=inputs, position_ids=position, use_cache=False).logits
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     sums = next_token_loss(model, batch)
     torch.testing.assert_close(sums.loss_sum, expected)
@@ -45,7 +52,9 @@ def test_documents_packed_in_a_row_equal_documents_alone(model):
     together = next_token_loss(model, packed).loss_sum
     apart = sum(next_token_loss(model, each).loss_sum for each in alone)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
-    for one, other in zip(*(torch.autograd.grad(each, list(model.parameters())) for each in (together, apart)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(each, list(model.parameters())) for each in (together, apart)), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     joined = batch_of([*first, *second], [0] * 9, list(range(9)))
     assert abs(float(next_token_loss(model, joined).loss_sum - together)) > 0.1

@@ -1,5 +1,6 @@
 """
-A training stage small enough for tests: a real runner, a real Trainer, rows that count upwards, a model of 3,000 weights.
+A training stage small enough for tests: a real runner, a real Trainer, rows that count upwards, a model of
+3,000 weights.
 
     python tests/training/toy_stage.py ROOT --config toy.json        # as a process of its own, to be killed
 """
@@ -75,7 +76,10 @@ class CountingRows:
         share = self.batch_rows // num_ranks
         first = self.drawn + rank * share
         self.drawn += self.batch_rows
-        return [self.rows(range(i, min(i + micro_rows, first + share))) for i in range(first, first + share, micro_rows)]
+        return [
+            self.rows(range(i, min(i + micro_rows, first + share)))
+            for i in range(first, first + share, micro_rows)
+        ]
 
     def rows(self, numbers: range) -> ToyBatch:
         made = [self._row(number + 1000 * self.seed) for number in numbers]
@@ -84,7 +88,9 @@ class CountingRows:
     def _row(self, number: int) -> tuple[list[int], list[int], list[int]]:
         split, padding = 4 + number % 5, number % 3
         lengths = (split, self.length + 1 - split - padding)
-        tokens = [(7 * number + 3 * d + i) % VOCAB for d, n in enumerate(lengths) for i in range(n)] + [0] * padding
+        tokens = [(7 * number + 3 * d + i) % VOCAB for d, n in enumerate(lengths) for i in range(n)] + [
+            0
+        ] * padding
         document = [d for d, n in enumerate(lengths) for _ in range(n)] + [-1] * padding
         position = [i for n in lengths for i in range(n)] + [0] * padding
         return tokens, document, position
@@ -110,7 +116,9 @@ def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
     seed_everything(config.seed)
     model = toy_model(config.seed, config.dropout)
     schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
-    return Trainer(model, CountingRows(), build_optimizer(model, config.optimizer, 1e-2), schedule, config, stage)
+    return Trainer(
+        model, CountingRows(), build_optimizer(model, config.optimizer, 1e-2), schedule, config, stage
+    )
 
 
 def main(config: ToyConfig, stage: Stage) -> dict:
@@ -128,7 +136,10 @@ def main(config: ToyConfig, stage: Stage) -> dict:
         trainer.save_if_due()
     metrics = trainer.finish()
     if stage.is_main:
-        torch.save({name: each.detach() for name, each in trainer.model.named_parameters()}, stage.partial / "weights.pt")
+        torch.save(
+            {name: each.detach() for name, each in trainer.model.named_parameters()},
+            stage.partial / "weights.pt",
+        )
     return metrics
 
 
@@ -137,14 +148,22 @@ def workspace_of(root: Path) -> Workspace:
 
 
 def write_config(root: Path, name: str = "toy.json", **values: object) -> Path:
-    defaults = {"output": "checkpoints/toy", "cpu_threads": 1, "precision": "fp32", "trackers": [], "log_every_steps": 100}
+    defaults = {
+        "output": "checkpoints/toy",
+        "cpu_threads": 1,
+        "precision": "fp32",
+        "trackers": [],
+        "log_every_steps": 100,
+    }
     path = root / name
     path.write_text(json.dumps(defaults | {"save_every_steps": 3, "eval_every_steps": 5} | values))
     return path
 
 
 def run(root: Path, *arguments: str, entry=main) -> int:
-    return execute(STAGE, ToyConfig, entry, ["--config", str(root / "toy.json"), *arguments], workspace_of(root))
+    return execute(
+        STAGE, ToyConfig, entry, ["--config", str(root / "toy.json"), *arguments], workspace_of(root)
+    )
 
 
 if __name__ == "__main__":

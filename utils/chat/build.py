@@ -1,13 +1,12 @@
 """
-The files of a prepared chat dataset, split by split: ids and masks, canonical rows, what was rejected and
-why.
+The files of a prepared chat dataset, split by split: ids, masks, canonical rows, and what was rejected.
 
     build = DatasetBuild(folder, {"val": 0.05, "test": 0.05}, seed=0, tally=tally, open_tokens=open_tokens)
     build.keep(conversation, [encoded], turns=2, source=0)
     build.reject(item, Rejection("too_long", "300 tokens, at most 256"))
-    stats = build.finish()
+    build.finish()
 
-Rows are written in reading order; nothing but the rows and the seed decides which split they go to.
+Rows are written in reading order; nothing but a row's prompt and the seed decides its split.
 """
 
 import json
@@ -41,9 +40,8 @@ class JsonLines:
     """A .jsonl.zst file that is written once."""
 
     def __init__(self, path: Path) -> None:
-        self._file = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).stream_writer(
-            open(path, "wb")
-        )
+        compressor = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True)
+        self._file = compressor.stream_writer(open(path, "wb"))  # noqa: SIM115  (close() closes both)
 
     def write(self, row: dict) -> None:
         self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
@@ -105,8 +103,9 @@ class DatasetBuild:
     def _check_splits(self) -> None:
         for split in ("val", "test"):
             if self.fractions[split] and not self.stats[split].tokens:
+                fraction = f"{split}_fraction {self.fractions[split]:g}"
                 raise DataError(
-                    f'the split "{split}" is empty: {split}_fraction {self.fractions[split]:g} of {len(self._shares):,} rows',
+                    f'the split "{split}" is empty: {fraction} of {len(self._shares):,} rows',
                     fix=self._fraction_that_would_do(split),
                 )
         if not self.stats["train"].tokens:

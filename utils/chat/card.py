@@ -1,9 +1,8 @@
 """
 Statistics and the DATA_CARD of a prepared chat dataset; counts only, so that two builds give the same bytes.
 
-    stats = dataset_stats("chat", build.stats, build.tally, formats={"mine": "qa"},
-    notes={"dropped_old_turns": 3}) write_description(stage, "Conversations", stats, encoder,
-    template="chatml")
+    stats = dataset_stats("chat", build.stats, tally, formats={"mine": ["qa"]}, notes={})
+    write_description(stage, "Conversations", stats, encoder, template="chatml")
 """
 
 import json
@@ -79,22 +78,23 @@ def data_card(title: str, stats: Mapping, template: str, end_of_turn: str, contr
     lines = [
         f"# {title}",
         "",
-        f"{rows['read']:,} rows read, {rows['kept']:,} kept, {rows['rejected']:,} left out (rejected.jsonl.zst holds each with its reason).",
+        f"{rows['read']:,} rows read, {rows['kept']:,} kept, {rows['rejected']:,} left out;",
+        "rejected.jsonl.zst holds each of those with its reason.",
         "",
         "| split | sequences | turns | tokens | trained | p50 | p90 | max |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, split in stats["splits"].items():
         lines.append(
-            f"| {name} | {split['sequences']:,} | {split['turns']:,} | {split['tokens']:,} | {split['trained_share']:.1%} "
-            f"| {split['tokens_p50']:,} | {split['tokens_p90']:,} | {split['tokens_max']:,} |"
+            f"| {name} | {split['sequences']:,} | {split['turns']:,} | {split['tokens']:,} "
+            f"| {split['trained_share']:.1%} | {split['tokens_p50']:,} | {split['tokens_p90']:,} "
+            f"| {split['tokens_max']:,} |"
         )
     lines += ["", "| source | format | read | kept | left out |", "|---|---|---|---|---|"]
     for name, source in stats["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in source["rejected"].items()) or "-"
-        lines.append(
-            f"| {name} | {', '.join(dict.fromkeys(stats['formats'][name]))} | {source['read']:,} | {source['kept']:,} | {reasons} |"
-        )
+        formats = ", ".join(dict.fromkeys(stats["formats"][name]))
+        lines.append(f"| {name} | {formats} | {source['read']:,} | {source['kept']:,} | {reasons} |")
     lines += [
         "",
         f"Template `{template}`; an answer ends with `{end_of_turn}`, which is always trained.",
@@ -115,18 +115,13 @@ def _notes(stats: Mapping) -> list[str]:
     if notes.get("dropped_old_turns"):
         found.append(f"{notes['dropped_old_turns']:,} rows were too long and lost their oldest exchanges.")
     if notes.get("spelled_markers"):
-        found.append(
-            f"Messages spell control markers {notes['spelled_markers']:,} times; each is encoded as plain text."
-        )
+        count = notes["spelled_markers"]
+        found.append(f"Messages spell control markers {count:,} times; each is encoded as plain text.")
     if stats["layout"] == "pairs":
         pairs = stats["rows"]["kept"]
-        share, difference = (
-            notes.get("longer_chosen", 0) / pairs,
-            notes.get("length_difference_tokens", 0) / pairs,
-        )
-        found.append(
-            f"The chosen answer is the longer one in {share:.1%} of pairs (mean difference {difference:+.1f} tokens)."
-        )
+        share = notes.get("longer_chosen", 0) / pairs
+        difference = f"mean difference {notes.get('length_difference_tokens', 0) / pairs:+.1f} tokens"
+        found.append(f"The chosen answer is the longer one in {share:.1%} of pairs ({difference}).")
         if share > LENGTH_BIAS:
             found.append("Warning: length bias; a model can win by writing more.")
     return ["", *found] if found else []

@@ -18,12 +18,12 @@ ROLES = ("system", "user", "assistant", "tool")
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 Reason = Literal[
-    "bad_json", "bad_utf8", "missing_field", "unknown_role", "empty_text", "no_assistant", "bad_order", "echo",
-    "schema", "control_marker", "duplicate", "too_long", "no_trained_token",
+    "bad_json", "bad_utf8", "missing_field", "unknown_role", "empty_text", "no_assistant", "bad_order",
+    "echo", "schema", "control_marker", "duplicate", "too_long", "no_trained_token",
     "identical", "empty_response", "duplicate_pair",
 ]  # fmt: skip
 
-# Unicode noncharacters, which no text should hold; templates.py uses them to mark spans and to defuse markers.
+# Unicode noncharacters, which no text should hold; templates.py marks spans and defuses markers with them.
 NONCHARACTERS = "\ufdd0\ufdd1\ufdd2"
 FOLLOWS = {
     "system": {""},

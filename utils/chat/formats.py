@@ -1,9 +1,8 @@
 """
 Chat formats: pure functions from a foreign row to a Conversation or a Rejection, in one table.
 
-    adapt = chat_adapter("alpaca")
-    adapt({"instruction": "Add.", "input": "1 and 2", "output": "3"})
-    detect_format(rows, FORMATS)   -> "alpaca", or ConfigError with the counts per format
+    chat_format("alpaca").convert({"instruction": "Add.", "input": "1 and 2", "output": "3"})
+    detect_format(rows, FORMATS, "mine.jsonl")      # "alpaca", or ConfigError with the counts per format
 """
 
 import re
@@ -101,7 +100,10 @@ def hh_turns(text: object) -> list[tuple[str, str]] | Rejection:
     if not isinstance(text, str):
         return Rejection("schema", f"the dialogue is {type(text).__name__}, not text")
     before, *parts = HH_TURN.split(text)
-    turns = [("user" if who == "Human" else "assistant", said) for who, said in zip(parts[::2], parts[1::2])]
+    turns = [
+        ("user" if who == "Human" else "assistant", said)
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
     if before.strip() or not turns or turns[0][0] != "user":
         return Rejection("bad_order", 'the dialogue does not start with "Human:"')
     if turns[-1][0] != "assistant":
@@ -227,7 +229,8 @@ def check_paths(rows: list[Mapping], fields: Mapping[str, str], where: str) -> N
         if not any(_at_path(row, path) is not None for row in rows):
             there = ", ".join(sorted({key for row in rows for key in row}))
             raise ConfigError(
-                f'{where}: field "{name}" is mapped from "{path}", which none of the first {len(rows)} rows has',
+                f'{where}: field "{name}" is mapped from "{path}", '
+                f"which none of the first {len(rows)} rows has",
                 fix=f"the fields that are there: {there}",
             )
 

@@ -5,8 +5,8 @@ Nothing is decoded, re-encoded or searched for: the template says where the assi
 are placed by id, and all other text is encoded as plain text, so `trained` is exact by construction.
 
     encoder = ChatEncoder(ChatTemplate.load(path), tokenizer)
-    encoder.encode([conversation.messages])[0]    -> Encoded(ids, trained)
-    encoder.prompt(messages)                      -> ids that end where the answer begins
+    encoder.encode([conversation.messages])[0]    # Encoded(ids, trained)
+    encoder.prompt(messages)                      # ids that end where the answer begins
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,14 +1,11 @@
 """
-Preference pairs: one prompt, a chosen and a rejected answer, from several foreign shapes and to two token
-sequences.
+Preference pairs: one prompt, a chosen and a rejected answer, from several foreign shapes to token ids.
 
 A pair becomes two documents that follow each other, prompt + chosen and prompt + rejected, in the same files
-as conversations; where the answer begins is the first trained token, fixed by id and never found by searching
-text.
+as conversations. The answer begins at the first trained token, known from rendering, never found in text.
 
-    from_dpo({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})   -> Pair
-    encode_pairs(encoder, [pair], max_tokens=256, drop_old=True)     -> [(pair, chosen, rejected)] or a
-    Rejection
+    pair = from_dpo({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
+    encode_pairs(encoder, [pair], max_tokens=256, drop_old=True)   # [(pair, chosen, rejected)] or Rejection
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,9 @@
 """
 From raw rows to kept and rejected ones: the counting that stages 60 and 80 share.
 
-Every row read ends up in exactly one place, kept in a split or rejected with a reason, and the numbers are
-asserted.
+Every row read ends up in one place, kept in a split or rejected with a reason; the numbers are asserted.
 
-    for item in adapt_rows(rows, reading): ...          # Item(line, Conversation or Pair or Rejection, raw)
+    name, items = adapt_rows(rows, reading, FORMATS, chat_format)     # Item(line, Conversation or Rejection)
     tally = Tally(max_rejected_fraction=0.05)
 """
 
@@ -159,8 +158,9 @@ class Tally:
             top = ", ".join(f"{reason} {count:,}" for reason, count in list(defective.items())[:3])
             share = sum(defective.values()) / read
             raise DataError(
-                f"{share:.1%} of {read:,} rows were rejected, at most {self.max_rejected_fraction:.1%} may be: {top}",
-                fix="see rejected.jsonl.zst in the unfinished build; mend the rows or raise max_rejected_fraction",
+                f"{share:.1%} of {read:,} rows were rejected, "
+                f"at most {self.max_rejected_fraction:.1%} may be: {top}",
+                fix="see rejected.jsonl.zst in the unfinished build, or raise max_rejected_fraction",
             )
 
 

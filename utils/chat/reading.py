@@ -2,10 +2,10 @@
 From the sources of a config to blocks of converted rows; how files are decoded is handed in.
 
     shape = RowShape(FORMATS, chat_format, "duplicate")
-    formats = read_sources(stage, config.sources, read_lines, shape, admit)    # admit(items, number of the
-    source)
+    formats = read_sources(stage, config.sources, read_lines, shape, admit)
 
-`read_lines(name, open_file)` gives the rows of any supported file as JSON lines.
+`read_lines(name, open_file)` gives the rows of any supported file as JSON lines; `admit(items, source)` takes
+blocks of them.
 """
 
 import json

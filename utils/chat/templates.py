@@ -1,14 +1,12 @@
 """
-Chat templates: one sandboxed rendering that knows which characters the assistant said and which markers are
-real.
+Chat templates: one sandboxed rendering that knows what the assistant said and which markers are real.
 
-Templates are the jinja files of config/templates (or a base model's own), with {% generation %} around what
-the assistant says. Two things are recorded while rendering: the generation spans, and whether a marker such
-as <|im_end|> comes from the template (a control id) or from a message (plain text, which can never forge a
-turn).
+Templates are the jinja files of config/templates, with {% generation %} around what the assistant says. Two
+things are recorded while rendering: the generation spans, and whether a marker such as <|im_end|> comes from
+the template (a control id) or from a message (plain text, which can never forge a turn).
 
     template = ChatTemplate.load(Path("config/templates/chatml.jinja"))
-    template.segments(messages, specials)   -> [Segment("<s>", special=True, generated=False), ...]
+    template.segments(messages, specials)     # [Segment("<s>", special=True, generated=False, turn=-1), ...]
 """
 
 import hashlib
@@ -214,6 +212,6 @@ def _check_probe(template: ChatTemplate, messages: tuple[Message, ...], specials
     for turn, prompt in zip(turns, prompts.values(), strict=True):
         if whole[: len(prompt)] != prompt or whole[len(prompt)] != turn[0]:
             raise ConfigError(
-                f"{template.name} is not prefix-preserving: the prompt of a turn is not the beginning of the whole"
+                f"{template.name} is not prefix-preserving: a turn's prompt is not the beginning of the whole"
             )
     return {turn[-1].text if turn[-1].special else "" for turn in turns}

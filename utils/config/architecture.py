@@ -1,8 +1,8 @@
 """
 The shape of a model: what `config/architectures/<name>.json` may say.
 
-Every field reaches the model, and `declared_parameters` is asserted by a test, so a size in this project is a number and
-not a label.
+Every field reaches the model, and `declared_parameters` is asserted by a test, so a size in this project is a
+number and not a label.
 
     {"family": "llama", "hidden_size": 256, "num_layers": 4, ..., "declared_parameters": 4458752}
 """

@@ -60,7 +60,8 @@ class ChatSplit(Section):
     def _something_is_left(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
-                f"val_fraction {self.val_fraction} + test_fraction {self.test_fraction} leave nothing to train on"
+                f"val_fraction {self.val_fraction} + test_fraction {self.test_fraction} "
+                "leave nothing for training"
             )
         return self
 

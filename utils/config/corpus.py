@@ -19,9 +19,10 @@ from utils.pipeline.workspace import Workspace
 
 Preset = Literal["web", "prose", "short"]
 RuleName = Literal[
-    "too_few_words", "too_many_words", "word_length", "alphabetic_words", "repeated_lines", "repeated_line_characters",
-    "top_2gram", "top_3gram", "top_4gram", "repeated_5gram", "repeated_6gram", "repeated_7gram", "repeated_8gram",
-    "repeated_9gram", "repeated_10gram",
+    "too_few_words", "too_many_words", "word_length", "alphabetic_words",
+    "repeated_lines", "repeated_line_characters", "top_2gram", "top_3gram", "top_4gram",
+    "repeated_5gram", "repeated_6gram", "repeated_7gram", "repeated_8gram", "repeated_9gram",
+    "repeated_10gram",
 ]  # fmt: skip
 RULE_NAMES: tuple[str, ...] = get_args(RuleName)
 
@@ -32,7 +33,10 @@ class FieldMapping(Section):
     text: str | list[str] = "text"
     """Field of the text, or several that are joined with a blank line."""
     group: str = ""
-    """Documents with equal values stay on one side of the split (chapters of a book); "" makes each its own group."""
+    """
+    Documents with equal values stay on one side of the split (chapters of a book); "" makes each its own
+    group.
+    """
     id: str = ""
     """Field kept as `meta.id`, so that a document can be traced to its row."""
     optional: list[Literal["group", "id"]] = []
@@ -49,7 +53,9 @@ class SourceSection(Section):
     rules: dict[RuleName, float | tuple[float, float] | Literal["off"]] = {}
     """Thresholds that replace those of the preset: a number (a pair for word_length), or "off"."""
     max_removed_fraction: float = Field(default=0.95, gt=0, le=1)
-    """Fail when more than this share of the rows is removed before deduplication: the mapping is probably wrong."""
+    """
+    Fail when more than this share of the rows is removed before deduplication: the mapping is probably wrong.
+    """
 
 
 class LocalSource(SourceSection):
@@ -62,7 +68,9 @@ class LocalSource(SourceSection):
     fields: FieldMapping = FieldMapping()
     """Field mapping of jsonl, json, csv and parquet rows."""
     split_on: str = ""
-    """Cut .txt and .md files into documents at this literal (for example "<|endoftext|>"); "" = one per file."""
+    """
+    Cut .txt and .md files into documents at this literal (for example "<|endoftext|>"); "" = one per file.
+    """
 
 
 class GeneratedSource(SourceSection):
@@ -80,7 +88,9 @@ class DocstringSource(SourceSection):
     kind: Literal["docstrings"]
     """Installed Python code."""
     packages: list[str] = []
-    """Top-level packages of the standard library or site-packages, such as "json"; [] = everything installed."""
+    """
+    Top-level packages of the standard library or site-packages, such as "json"; [] = everything installed.
+    """
 
 
 AnySource = Annotated[LocalSource | GeneratedSource | DocstringSource, Field(discriminator="kind")]
@@ -178,7 +188,10 @@ class CorpusConfig(StageConfig):
 
 
 def installed_code(packages: list[str]) -> list:
-    """Return what identifies installed code: the Python version, and name, version, RECORD digest per distribution."""
+    """
+    Return what identifies installed code: the Python version, and name, version, RECORD digest per
+    distribution.
+    """
     if packages and set(packages) <= sys.stdlib_module_names:
         return [sys.version.split()[0], []]
     owners = importlib.metadata.packages_distributions()
@@ -187,5 +200,7 @@ def installed_code(packages: list[str]) -> list:
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if not packages or name in wanted:
-            versions.append([name, distribution.version, sha256_hex((distribution.read_text("RECORD") or "").encode())])
+            versions.append(
+                [name, distribution.version, sha256_hex((distribution.read_text("RECORD") or "").encode())]
+            )
     return [sys.version.split()[0], sorted(versions)]

@@ -2,8 +2,10 @@
 Config of stage 100: which models, and what they are asked.
 
     {"output": "data/demo/evaluation", "seed": 7,
-     "inputs": {"base": "checkpoints/demo/base", "sft": "checkpoints/demo/sft", "dpo": "checkpoints/demo/preferences",
-                "corpus": "data/demo/corpus", "sft_data": "data/demo/sft", "preference_data": "data/demo/preferences"},
+     "inputs": {"base": "checkpoints/demo/base", "sft": "checkpoints/demo/sft", "dpo":
+     "checkpoints/demo/preferences",
+                "corpus": "data/demo/corpus", "sft_data": "data/demo/sft", "preference_data":
+                "data/demo/preferences"},
      "generation": {"limit_rows": 200}}
 """
 
@@ -68,13 +70,17 @@ class EvaluateConfig(StageConfig):
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
 
     inputs: EvaluateInputs
+    """The models, and what they are measured on."""
     seed: int = 7
     """Seed of the bootstrap."""
     bootstrap_resamples: int = Field(default=10_000, ge=100)
     """Resamples behind every bootstrap interval."""
     perplexity: PerplexityConfig = PerplexityConfig()
+    """Texts that are scored token by token."""
     generation: GenerationConfig = GenerationConfig()
+    """Held-out questions that are answered greedily."""
     preferences: PreferenceEvaluationConfig = PreferenceEvaluationConfig()
+    """Held-out pairs that are ordered by log-probability."""
     cpu_threads: Runtime[int] = Field(default=0, ge=0)
     """Threads of torch on a CPU; 0 leaves torch's own choice."""
 

@@ -2,11 +2,11 @@
 Config of stage 10: synthetic rows from any OpenAI-compatible API.
 
     {"output": "data/demo/generated", "main_topic": "the small world of children",
-     "datasets": {"chat": {"mode": "sft", "rows": 3000, "num_subtopics": 49,
+     "datasets": {"chat": {"mode": "sft", "rows": 3000, "num_subtopics": 39,
                            "templates": {"subtopics": "topics", "prompts": "questions", "chosen": "answer"}}},
      "providers": {"teacher": {"kind": "offline-teacher"}},
      "models": {"main": {"provider": "teacher", "model": "teacher"}},
-     "templates": {"topics": {"user": "Write {{ count }} subtopics of \"{{ main_topic }}\" as a JSON list."}, ...}}
+     "templates": {"topics": {"user": "Write {{ count }} subtopics of {{ main_topic }} as a JSON list."}}}
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -35,7 +35,7 @@ class ProviderSpec(Section):
     """An endpoint that answers chat completions."""
 
     kind: Literal["openai", "offline-teacher"] = "openai"
-    """`openai`: an OpenAI-compatible API. `offline-teacher`: the stage starts tools/teacher.py and stops it."""
+    """`openai`: an OpenAI-compatible API. `offline-teacher`: a teacher that the stage starts and stops."""
     base_url: Runtime[str] = ""
     """Address up to and including `/v1`; without user name or password."""
     api_key_env: Runtime[str] = ""
@@ -109,6 +109,7 @@ class DatasetSpec(Section):
     num_subtopics: int = Field(ge=1, le=100_000)
     """Exact number of subtopics; rows are spread evenly over them."""
     templates: StepTemplates
+    """Names of the templates, step by step."""
     main_model: str = "main"
     """Model that writes subtopics, prompts and chosen answers."""
     rejected_model: str = "rejected"
@@ -179,9 +180,9 @@ class GenerateConfig(StageConfig):
     templates: Annotated[dict[Name, TemplateSpec], Field(min_length=1)]
     """Templates by name."""
     refill: RefillSpec = RefillSpec()
-    """How lists are asked for and shortages filled."""
+    """Sizes of list calls, and when a shortage is final."""
     validation: ValidationSpec = ValidationSpec()
-    """What an answer must be to become part of a row."""
+    """Checks on answers."""
     journal: Runtime[JournalSpec] = JournalSpec()
     """How replies are kept and a stop is waited for."""
 
@@ -212,8 +213,7 @@ def _must_exist(where: str, name: str, known: dict, kind: str) -> None:
 
 
 def _check_template(where: str, text: str) -> None:
-    """Refuse now what would fail at the first request; jinja2 is loaded only by configs that hold templates.
-    """
+    """Refuse now what would fail at the first request; jinja2 is loaded only by configs with templates."""
     from jinja2 import StrictUndefined, TemplateError, meta
     from jinja2.sandbox import SandboxedEnvironment
 

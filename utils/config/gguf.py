@@ -49,6 +49,7 @@ class GGUFConfig(StageConfig):
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
 
     inputs: GGUFInputs
+    """What is converted, and what proves it."""
     name: str = Field(min_length=1)
     """Name of the model, in the files and on the card."""
     license: str = ""
@@ -58,6 +59,7 @@ class GGUFConfig(StageConfig):
     system: str = ""
     """System prompt of the Modelfile."""
     verify: GGUFVerification = GGUFVerification()
+    """How much evidence the gates look at."""
     llama_timeout_seconds: Runtime[float] = Field(default=600.0, gt=0)
     """Longest time one call into llama.cpp may take before it is stopped."""
     threads: Runtime[int] = Field(default=1, ge=1)

@@ -2,7 +2,8 @@
 Config of stage 110: an adapter into the weights of its base, with measured parity.
 
     {"output": "checkpoints/demo/merged",
-     "inputs": {"base": "checkpoints/demo/base", "adapter": "checkpoints/demo/preferences", "prompts": "data/demo/sft"}}
+     "inputs": {"base": "checkpoints/demo/base", "adapter": "checkpoints/demo/preferences", "prompts":
+     "data/demo/sft"}}
 """
 
 from typing import ClassVar, Literal
@@ -39,6 +40,8 @@ class MergeConfig(StageConfig):
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
 
     inputs: MergeInputs
+    """What is merged, and what proves it."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the written weights; the merge itself is done in float32."""
     verify: MergeVerification = MergeVerification()
+    """How parity is measured and what is allowed."""

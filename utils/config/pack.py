@@ -1,7 +1,8 @@
 """
 Config of stage 40: which corpus, which tokenizer, how rows are built.
 
-    {"output": "data/demo/packed", "inputs": {"corpus": "data/demo/corpus", "tokenizer": "data/demo/tokenizer"},
+    {"output": "data/demo/packed", "inputs": {"corpus": "data/demo/corpus", "tokenizer":
+    "data/demo/tokenizer"},
      "sequence_length_tokens": 256, "mode": "best_fit"}
 """
 

@@ -1,8 +1,8 @@
 """
 Config of stage 80: preference pairs to token ids.
 
-    {"output": "data/demo/preferences", "inputs": {"tokenizer": "data/demo/tokenizer", "generated":
-    "data/demo/generated"},
+    {"output": "data/demo/preferences",
+     "inputs": {"tokenizer": "data/demo/tokenizer", "generated": "data/demo/generated"},
      "sources": [{"name": "pairs", "kind": "generated", "dataset": "pairs", "format": "stage10"}]}
 """
 
@@ -28,6 +28,7 @@ class PreferenceDataConfig(StageConfig):
     stage: ClassVar[str] = "80_prepare_preferences"
 
     inputs: ChatInputs
+    """Tokenizer and, for generated sources, the artifact of stage 10."""
     sources: Annotated[list[PairSource], Field(min_length=1)]
     """Where pairs come from, in order; of duplicates the first stays."""
     template: Annotated[str, source_file("config/templates/{}.jinja")] = "chatml"
@@ -41,6 +42,7 @@ class PreferenceDataConfig(StageConfig):
     Reject what is too long, or first remove whole oldest exchanges of the prompt; answers are never cut.
     """
     split: ChatSplit = ChatSplit()
+    """Shares of the prompts that are held out."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
     """The stage fails when more of the rows read than this are rejected; duplicates do not count."""
 

@@ -2,9 +2,9 @@
 Config of stage 90: preference training.
 
     {"output": "checkpoints/demo/preferences",
-     "inputs": {"base": "checkpoints/demo/base", "model": "checkpoints/demo/sft", "data": [{"path":
-     "data/demo/preferences"}]}, "method": "dpo", "beta": 0.1, "adapter": "new", "reference": "adapter_off",
-     "row_tokens": 512, "epochs": 1.0}
+     "inputs": {"base": "checkpoints/demo/base", "model": "checkpoints/demo/sft",
+                "data": [{"path": "data/demo/preferences"}]},
+     "adapter": "new", "reference": "adapter_off", "beta": 0.1, "row_tokens": 512, "epochs": 1.0}
 """
 
 from typing import ClassVar, Literal, Self
@@ -34,6 +34,7 @@ class PreferencesConfig(TuningRun):
     stage: ClassVar[str] = "90_train_preferences"
 
     inputs: PreferencesInputs
+    """Supervised model, its base where it is an adapter, and data."""
     method: Literal["dpo"] = "dpo"
     """Objective: direct preference optimisation (Rafailov 2023, arXiv 2305.18290)."""
     beta: float = Field(0.1, gt=0)

@@ -1,10 +1,9 @@
 """
 Config of stage 70: supervised fine-tuning, full or LoRA.
 
-    {"output": "checkpoints/demo/sft", "inputs": {"base": "checkpoints/demo/base", "data": [{"path":
-    "data/demo/sft"}]},
-     "tuning": {"mode": "lora", "rank": 16, "alpha": 32}, "row_tokens": 256, "global_batch_tokens": 4096,
-     "epochs": 2.0}
+    {"output": "checkpoints/demo/sft",
+     "inputs": {"base": "checkpoints/demo/base", "data": [{"path": "data/demo/sft"}]},
+     "tuning": {"mode": "lora", "rank": 16, "alpha": 32}, "row_tokens": 256, "epochs": 2.0}
 """
 
 from typing import ClassVar, Literal, Self
@@ -86,7 +85,9 @@ class SFTConfig(TuningRun):
     stage: ClassVar[str] = "70_train_sft"
 
     inputs: SFTInputs
+    """Base model and data."""
     tuning: TuningConfig = TuningConfig()
+    """What of the base is trained."""
     sample_prompts: int = Field(16, ge=0)
     """Validation prompts that are answered greedily after each evaluation, into samples.jsonl."""
     sample_tokens: int = Field(64, ge=1)

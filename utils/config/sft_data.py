@@ -1,8 +1,8 @@
 """
 Config of stage 60: chat data to token ids with a loss mask.
 
-    {"output": "data/demo/sft", "inputs": {"tokenizer": "data/demo/tokenizer", "generated":
-    "data/demo/generated"},
+    {"output": "data/demo/sft",
+     "inputs": {"tokenizer": "data/demo/tokenizer", "generated": "data/demo/generated"},
      "sources": [{"name": "chat", "kind": "generated", "dataset": "chat", "format": "stage10"}]}
 """
 
@@ -28,6 +28,7 @@ class SFTDataConfig(StageConfig):
     stage: ClassVar[str] = "60_prepare_sft"
 
     inputs: ChatInputs
+    """Tokenizer and, for generated sources, the artifact of stage 10."""
     sources: Annotated[list[SFTSource], Field(min_length=1)]
     """Where conversations come from, in order; of duplicates the first stays."""
     template: Annotated[str, source_file("config/templates/{}.jinja")] = "chatml"
@@ -41,6 +42,7 @@ class SFTDataConfig(StageConfig):
     on_too_long: Literal["drop", "drop_old_turns"] = "drop_old_turns"
     """Reject what is too long, or first remove whole oldest exchanges (the system message stays)."""
     split: ChatSplit = ChatSplit()
+    """Shares of the prompts that are held out."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
     """The stage fails when more of the rows read than this are rejected; duplicates do not count."""
 

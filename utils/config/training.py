@@ -5,8 +5,8 @@ What every training stage (50, 70, 90) says about its run: optimizer, schedule, 
         stage: ClassVar[str] = "50_pretrain"
         model: ...
 
-Semantic fields decide the weights and enter the key; runtime fields decide how fast they come and how often they are
-saved.
+Semantic fields decide the weights and enter the key; runtime fields decide how fast they come and how often
+they are saved.
 """
 
 from typing import ClassVar, Literal
@@ -108,7 +108,9 @@ class TrainingConfig(StageConfig):
     trackers: Runtime[list[Literal["tensorboard"]]] = ["tensorboard"]
     """Where curves go besides log/metrics.jsonl."""
 
-    @field_validator("global_batch_tokens", "micro_batch_rows", "cpu_threads", "eval_every_steps", "save_every_steps")
+    @field_validator(
+        "global_batch_tokens", "micro_batch_rows", "cpu_threads", "eval_every_steps", "save_every_steps"
+    )
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if value != "auto" and value < 1:

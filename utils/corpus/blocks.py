@@ -1,8 +1,8 @@
 """
 The work on one block: rows -> documents, cleaned, judged and sketched. A pure function that runs in a worker.
 
-A row that is not kept becomes a removed document with exactly one reason: bad_json, bad_utf8, bad_python, missing_text,
-text_not_string, empty, too_short_docstrings, or the quality rule that it broke first.
+A row that is not kept becomes a removed document with exactly one reason: bad_json, bad_utf8, bad_python,
+missing_text, text_not_string, empty, too_short_docstrings, or the quality rule that it broke first.
 
     >>> result = process_block(settings, block)
     >>> len(result.kept) + len(result.removed) == len(block.rows)
@@ -113,7 +113,13 @@ def _keep(settings: BlockSettings, block: RawBlock, raw: bytes) -> Kept:
         raise Rejected(broken.rule, text, measured=broken.measured, threshold=broken.threshold)
     id = document_id(text)
     group = group if group and settings.split_by == "group" else id
-    row = {"group": group, "id": id, "meta": {"id": row_id} if row_id else {}, "source": block.source, "text": text}
+    row = {
+        "group": group,
+        "id": id,
+        "meta": {"id": row_id} if row_id else {},
+        "source": block.source,
+        "text": text,
+    }
     line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
     split_hash, order_hash = unit_hash("split", settings.seed, group), unit_hash("order", settings.seed, id)
     return Kept(line, id, len(text.encode()), split_hash, order_hash, *_sketch(settings, text))

@@ -1,7 +1,8 @@
 """
 stats.json and DATA_CARD.md: what went into a corpus and what was left out, in numbers that anybody can check.
 
-The card is written from the stats alone and names no date, path or speed, so it is as reproducible as the shards.
+The card is written from the stats alone and names no date, path or speed, so it is as reproducible as the
+shards.
 
     >>> stats = corpus_stats(...)
     >>> (folder / "DATA_CARD.md").write_text(data_card(stats, waivers=[]))
@@ -89,7 +90,11 @@ def split_stats(documents: Documents, chosen: np.ndarray, shards: list[ShardInfo
 
 
 def corpus_stats(
-    sources: dict[str, SourceStats], train: SplitStats, val: SplitStats, selection: Selection, samples: Samples
+    sources: dict[str, SourceStats],
+    train: SplitStats,
+    val: SplitStats,
+    selection: Selection,
+    samples: Samples,
 ) -> dict:
     """Return the content of stats.json."""
     exact = sum(loser.reason == "exact_duplicate" for loser in selection.losers)
@@ -112,20 +117,33 @@ def corpus_stats(
 def corpus_metrics(stats: dict) -> dict:
     """Return what the manifest records of the stats."""
     splits = stats["splits"]
-    metrics: dict = {f"{split}_{key}": splits[split][key] for split in splits for key in ("documents", "groups", "bytes")}
-    sources = {name: {k: s[k] for k in ("read", "kept", "bytes", "removed")} for name, s in stats["sources"].items()}
-    return metrics | {"sources": sources, "exact_duplicates": stats["duplicates"]["exact"]} | {
-        "near_duplicates": stats["duplicates"]["near"]
+    metrics: dict = {
+        f"{split}_{key}": splits[split][key] for split in splits for key in ("documents", "groups", "bytes")
     }
+    sources = {
+        name: {k: s[k] for k in ("read", "kept", "bytes", "removed")} for name, s in stats["sources"].items()
+    }
+    return (
+        metrics
+        | {"sources": sources, "exact_duplicates": stats["duplicates"]["exact"]}
+        | {"near_duplicates": stats["duplicates"]["near"]}
+    )
 
 
 def data_card(stats: dict, waivers: Sequence[dict]) -> str:
     """Return the card as Markdown."""
-    parts = ["# Data card", _source_table(stats), _split_table(stats), _removed_table(stats), _duplicates(stats)]
+    parts = [
+        "# Data card",
+        _source_table(stats),
+        _split_table(stats),
+        _removed_table(stats),
+        _duplicates(stats),
+    ]
     parts.append(_waivers(waivers))
     parts.append(
-        "## How to rebuild\n\nThe manifest beside this file holds the resolved config, the SHA-256 of every input file and "
-        "the digest of the result. Run stage 20 again with that config: the same inputs give the same bytes."
+        "## How to rebuild\n\nThe manifest beside this file holds the resolved config, the SHA-256 of every "
+        "input file and the digest of the result. Run stage 20 again with that config: the same inputs give "
+        "the same bytes."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -145,8 +163,10 @@ def _source_table(stats: dict) -> str:
 
 
 def _split_table(stats: dict) -> str:
-    rows = [(n, s["documents"], s["groups"], s["bytes"], len(s["shards"])) for n, s in stats["splits"].items()]
-    note = "A group (a document, or all documents of one book) is on one side only, decided by the hash of its name."
+    rows = [
+        (n, s["documents"], s["groups"], s["bytes"], len(s["shards"])) for n, s in stats["splits"].items()
+    ]
+    note = "A group (a document, or all chapters of a book) is on one side only, by the hash of its name."
     return f"## Splits\n\n{note}\n\n" + _table(("split", "documents", "groups", "bytes", "shards"), rows)
 
 
@@ -159,8 +179,11 @@ def _removed_table(stats: dict) -> str:
     for entry in stats["removed_samples"]:
         text += f"\n\n### {entry['source']}: {entry['reason']}\n"
         for row in entry["samples"]:
-            numbers = ", ".join(f"{key} {row[key]}" for key in ("measured", "threshold", "jaccard") if key in row)
-            text += f"\n- {numbers + ': ' if numbers else ''}`{' '.join(row['text'].split()).replace('`', chr(39))}`"
+            numbers = ", ".join(
+                f"{key} {row[key]}" for key in ("measured", "threshold", "jaccard") if key in row
+            )
+            shown = " ".join(row["text"].split()).replace("`", "'")
+            text += f"\n- {numbers or row['id']}: `{shown}`"
     return text
 
 

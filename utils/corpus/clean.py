@@ -1,7 +1,9 @@
 r"""
-Cleaning: text to text, idempotent, with newlines, tabs and inner spaces kept, because code and verse live on them.
+Cleaning: text to text, idempotent, with newlines, tabs and inner spaces kept, because code and verse live on
+them.
 
-The steps repeat until nothing changes (two or three passes were always enough), so clean(clean(x)) == clean(x).
+The steps repeat until nothing changes (two or three passes were always enough), so clean(clean(x)) ==
+clean(x).
 
     >>> clean("caf\u00c3\u00a9  \r\n\r\n\r\n\u200bnext")
     'café\n\nnext'
@@ -32,7 +34,10 @@ _FTFY = ftfy.TextFixerConfig(
 
 
 def clean(text: str) -> str:
-    """Return the text with broken encodings mended, line ends unified, control characters and blank edges removed."""
+    """
+    Return the text with broken encodings mended, line ends unified, control characters and blank edges
+    removed.
+    """
     for _ in range(MAX_PASSES):
         ascii_only = text.isascii()
         before, text = text, _clean_once(text)

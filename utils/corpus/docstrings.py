@@ -1,8 +1,9 @@
 """
 Docstrings of installed Python code: real English that needs no network.
 
-One document per module: the docstrings of module, classes and functions in source order. The files differ between
-machines, so the source is identified by the Python version and the RECORD of each distribution (utils/config/corpus.py).
+One document per module: the docstrings of module, classes and functions in source order. The files differ
+between machines, so the source is identified by the Python version and the RECORD of each distribution
+(utils/config/corpus.py).
 
     >>> files = installed_files(["json"])                # standard library first, then distributions, by path
     >>> docstrings_of(Path(json.__file__).read_bytes())
@@ -28,7 +29,11 @@ def installed_files(packages: list[str]) -> list[SourceFile]:
     found = [("", relative, path) for relative, path in _standard_library(packages)]
     if not packages or not set(packages) <= sys.stdlib_module_names:
         found += _distributions(packages)
-    return [SourceFile(relative, partial(open, path, "rb")) for _, relative, path in sorted(found) if path.is_file()]
+    return [
+        SourceFile(relative, partial(open, path, "rb"))
+        for _, relative, path in sorted(found)
+        if path.is_file()
+    ]
 
 
 def _standard_library(packages: list[str]) -> Iterator[tuple[str, Path]]:
@@ -45,11 +50,17 @@ def _distributions(packages: list[str]) -> Iterator[tuple[str, str, Path]]:
         for file in distribution.files or []:
             top_level = file.parts[0].removesuffix(".py")
             if file.suffix == ".py" and top_level != ".." and (not packages or top_level in packages):
-                yield distribution.metadata["Name"], file.as_posix(), Path(str(distribution.locate_file(file)))
+                yield (
+                    distribution.metadata["Name"],
+                    file.as_posix(),
+                    Path(str(distribution.locate_file(file))),
+                )
 
 
 def docstrings_of(code: bytes) -> str:
-    """Return the docstrings of a module, in source order, a blank line between. ValueError if it does not parse."""
+    """
+    Return the docstrings of a module, in source order, a blank line between. ValueError if it does not parse.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,8 +1,9 @@
 """
 Ordered parallel work: tasks run anywhere, results come back in the order of the items.
 
-A task is a top-level function of bytes and frozen settings; it writes nothing. So only the coordinator owns the output
-folder, and the number of workers cannot change a byte. Nothing else in the project knows what kind of executor runs.
+A task is a top-level function of bytes and frozen settings; it writes nothing. So only the coordinator owns
+the output folder, and the number of workers cannot change a byte. Nothing else in the project knows what kind
+of executor runs.
 
     >>> with open_executor(config.executor) as executor:
     ...     for result in ordered_map(executor, process_block, blocks, name="books"):
@@ -42,7 +43,9 @@ class InlineExecutor(Executor):
 
 @contextmanager
 def open_executor(config: ExecutorConfig) -> Iterator[Executor]:
-    """Yield an executor: processes of this machine (spawned, so they inherit no state), or this process itself."""
+    """
+    Yield an executor: processes of this machine (spawned, so they inherit no state), or this process itself.
+    """
     if config.kind == "inline":
         yield InlineExecutor()
         return
@@ -55,7 +58,10 @@ def open_executor(config: ExecutorConfig) -> Iterator[Executor]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the coordinator, keep libraries single-threaded, and end with the coordinator (kill -9 included)."""
+    """
+    Leave Ctrl-C to the coordinator, keep libraries single-threaded, and end with the coordinator (kill -9
+    included).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -78,8 +84,8 @@ def ordered_map(
     """
     Yield function(item) in item order, at most `in_flight` items ahead.
 
-    An exception of a task is raised here. A worker that dies (killed for memory, say) is a StageError that names the
-    item; what was yielded before stays valid.
+    An exception of a task is raised here. A worker that dies (killed for memory, say) is a StageError that
+    names the item; what was yielded before stays valid.
     """
     waiting: deque[tuple[Item, Future]] = deque()
     try:
@@ -104,4 +110,7 @@ def _result(item: Item, future: "Future[Result]", name: Callable[[Item], str]) -
 
 
 def _worker_died(item: str) -> StageError:
-    return StageError(f"a worker process died at or after {item}", fix="rerun to continue; fewer executor.workers need less memory")
+    return StageError(
+        f"a worker process died at or after {item}",
+        fix="rerun to continue; fewer executor.workers need less memory",
+    )

@@ -44,7 +44,9 @@ def read_source(
 
 
 def open_files(source: AnySource, stage: Stage) -> list[SourceFile]:
-    """Return the files of a source; those of other artifacts and of local folders through verified readers."""
+    """
+    Return the files of a source; those of other artifacts and of local folders through verified readers.
+    """
     if source.kind == "docstrings":
         return installed_files(source.packages)
     if source.kind == "generated":
@@ -54,7 +56,9 @@ def open_files(source: AnySource, stage: Stage) -> list[SourceFile]:
     files = [SourceFile(stage.workspace.relative(path), partial(opened.open, path)) for path in opened.files]
     for file in files:
         if format_of(file.name)[0] == "py":
-            raise ConfigError(f"{file.name}: unknown kind of file", fix="take it out of the globs of the source")
+            raise ConfigError(
+                f"{file.name}: unknown kind of file", fix="take it out of the globs of the source"
+            )
     return files
 
 

@@ -1,15 +1,16 @@
 """
 Quality rules: a document leaves with the first rule it breaks, so that the counts of reasons add up.
 
-A rule measures one number of a `TextView` and compares it with an interval; presets give the intervals, a config
-replaces them one by one. The n-gram rules are those of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1), computed
-on integer word ids.
+A rule measures one number of a `TextView` and compares it with an interval; presets give the intervals, a
+config replaces them one by one. The n-gram rules are those of Gopher (Rae et al. 2021, arXiv 2112.11446,
+table A1), computed on integer word ids.
 
     >>> rules = resolve_rules("short", {"too_few_words": 8})
     >>> first_broken_rule("too short", rules)
     Broken(rule='too_few_words', measured=2, threshold=8)
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,9 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with the closed interval in which its measure must lie, and the shortest text it is applied to."""
+    """
+    A rule with the closed interval in which its measure must lie, and the shortest text it is applied to.
+    """
 
     name: str
     limits: Limits
@@ -47,6 +50,8 @@ class TextView:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._ngrams: dict[int, np.ndarray] = {}
+        self._none_recurs_from = sys.maxsize
 
     @cached_property
     def words(self) -> list[str]:
@@ -80,20 +85,34 @@ class TextView:
         return np.concatenate([[0], np.cumsum([len(word) for word in self.words])])
 
     def ngrams(self, n: int) -> np.ndarray:
-        """One 64-bit number per n-gram, equal for equal n-grams."""
-        count = len(self.word_ids) - n + 1
-        hashes = np.zeros(max(count, 0), np.uint64)
-        for i in range(n if count > 0 else 0):
-            hashes = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + self.word_ids[i : i + count]
-        return hashes
+        """One 64-bit number per n-gram, equal for equal n-grams; each size is made from the one before."""
+        if n == 1:
+            return self.word_ids
+        if n not in self._ngrams:
+            shorter = self.ngrams(n - 1)[:-1]
+            mixed = (shorter ^ (shorter >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            self._ngrams[n] = mixed + self.word_ids[n - 1 :]
+        return self._ngrams[n]
+
+    def recurring_ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n-grams that occur more than once, and how often; none of them means none that is longer."""
+        if n < self._none_recurs_from:
+            ordered = np.sort(self.ngrams(n))
+            if (ordered[1:] == ordered[:-1]).any():
+                values, counts = np.unique(ordered, return_counts=True)
+                return values[counts > 1], counts[counts > 1]
+            self._none_recurs_from = n
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
 
 def top_ngram_share(view: TextView, n: int) -> float:
-    """Return the characters in the commonest n-gram, joined by spaces, over those of the text; 0 if none recurs."""
-    hashes = view.ngrams(n)
-    values, counts = _recurring(hashes)
+    """
+    Return the characters in the commonest n-gram, joined by spaces, over those of the text; 0 if none recurs.
+    """
+    values, counts = view.recurring_ngrams(n)
     if not len(values):
         return 0.0
+    hashes = view.ngrams(n)
     most = int(counts.max())
     start = int(np.flatnonzero(np.isin(hashes, values[counts == most]))[0])
     characters = int(view.ends[start + n] - view.ends[start]) + n - 1
@@ -102,10 +121,10 @@ def top_ngram_share(view: TextView, n: int) -> float:
 
 def repeated_ngram_share(view: TextView, n: int) -> float:
     """Return the characters in n-grams seen before, not counting overlaps twice, over those of the text."""
-    hashes = view.ngrams(n)
-    values, _ = _recurring(hashes)
+    values, _ = view.recurring_ngrams(n)
     if not len(values):
         return 0.0
+    hashes = view.ngrams(n)
     positions = np.flatnonzero(np.isin(hashes, values))
     seen: set[int] = set()
     characters = free_from = 0
@@ -117,14 +136,6 @@ def repeated_ngram_share(view: TextView, n: int) -> float:
             free_from = at + n
         seen.add(value)
     return round(characters / len(view.text), 4)
-
-
-def _recurring(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values that occur more than once, and how often."""
-    ordered = np.sort(hashes)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(ordered) else np.zeros(0, int)
-    counts = np.diff(starts, append=len(ordered))
-    return ordered[starts[counts > 1]], counts[counts > 1]
 
 
 def mean_word_length(view: TextView) -> float:
@@ -156,7 +167,8 @@ MEASURES: dict[str, Callable[[TextView], float]] = {
 }
 _LOWER_BOUNDS = ("too_few_words", "alphabetic_words")
 _REPETITION: dict[str, Threshold] = {
-    "repeated_lines": 0.30, "repeated_line_characters": 0.20, "top_2gram": 0.20, "top_3gram": 0.18, "top_4gram": 0.16,
+    "repeated_lines": 0.30, "repeated_line_characters": 0.20,
+    "top_2gram": 0.20, "top_3gram": 0.18, "top_4gram": 0.16,
     "repeated_5gram": 0.15, "repeated_6gram": 0.14, "repeated_7gram": 0.13, "repeated_8gram": 0.12,
     "repeated_9gram": 0.11, "repeated_10gram": 0.10,
 }  # fmt: skip

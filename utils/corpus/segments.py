@@ -1,8 +1,8 @@
 """
 Segments: what reading has produced so far, append-only on disk, committed block by block.
 
-The later phases (duplicates, split, shards) start from here, in any process: documents are entries in canonical order,
-their lines, sketches and signatures lie in memory-mapped files beside them.
+The later phases (duplicates, split, shards) start from here, in any process: documents are entries in
+canonical order, their lines, sketches and signatures lie in memory-mapped files beside them.
 
     >>> segments = Segments(stage.partial, stage.journal("blocks"), keep_text=True)
     >>> cursor = segments.cursor(source=0)               # where reading goes on after a kill
@@ -70,7 +70,7 @@ class Segments:
         self._folder.mkdir(exist_ok=True)
         self.records = list(journal.records)
         mode = "ab" if self.records else "wb"
-        self._files = {name: open(self._folder / name, mode) for name in _FILES}
+        self._files = {name: open(self._folder / name, mode) for name in _FILES}  # noqa: SIM115
         self._sketch_end = self._files["sketches.u64"].seek(0, 2) // 8
 
     def cursor(self, source: int) -> Cursor:
@@ -97,7 +97,12 @@ class Segments:
             self._files["removed.jsonl"].write(json.dumps(row, sort_keys=True).encode() + b"\n")
         for file in self._files.values():
             file.flush()
-        record = {"source": source, "file": result.next.file, "row": result.next.row, "read": result.rows_read}
+        record = {
+            "source": source,
+            "file": result.next.file,
+            "row": result.next.row,
+            "read": result.rows_read,
+        }
         record["removed"] = dict(sorted(Counter(removed.reason for removed in result.removed).items()))
         record["ends"] = {f".journal/{name}": file.tell() for name, file in self._files.items()}
         self.records.append(record)
@@ -110,8 +115,8 @@ class Segments:
             self._sketch_end += len(kept.sketch)
             id_bytes = np.frombuffer(bytes.fromhex(kept.id), "u1")
             entries[i] = (
-                id_bytes, offset, len(kept.line), kept.text_bytes, kept.split_hash, kept.order_hash, self._sketch_end,
-                source,
+                id_bytes, offset, len(kept.line), kept.text_bytes, kept.split_hash, kept.order_hash,
+                self._sketch_end, source,
             )  # fmt: skip
             offset += len(kept.line)
             self._files["kept.jsonl"].write(kept.line)
@@ -125,7 +130,9 @@ class Segments:
             file.close()
         entries = np.fromfile(self._folder / "entries.bin", ENTRY)
         signatures = self._map("signatures.u32", "<u4")
-        signatures = signatures.reshape(len(entries), -1) if len(signatures) else np.zeros((len(entries), 0), "<u4")
+        signatures = (
+            signatures.reshape(len(entries), -1) if len(signatures) else np.zeros((len(entries), 0), "<u4")
+        )
         return Documents(entries, self._map("kept.jsonl", "u1"), self._map("sketches.u64", "<u8"), signatures)
 
     def removed_rows(self) -> Path:

@@ -1,8 +1,8 @@
 """
 Selection: which documents stay, on which side of the split, in which order.
 
-Every decision is a function of a document, or of canonical order (source order in the config, then reading order), so
-neither workers nor neighbours can change it.
+Every decision is a function of a document, or of canonical order (source order in the config, then reading
+order), so neither workers nor neighbours can change it.
 
     >>> selection = remove_duplicates(documents, DedupSettings(20, 6, 0.8))
     >>> val = in_validation(documents.entries["split"], val_fraction=0.02)
@@ -68,7 +68,9 @@ def _remove_near(documents: Documents, settings: DedupSettings, selection: Selec
     for duplicate in decision.duplicates:
         loser = int(chosen[duplicate.document])
         selection.kept[loser] = False
-        selection.losers.append(Loser(loser, int(chosen[duplicate.kept]), "near_duplicate", duplicate.jaccard))
+        selection.losers.append(
+            Loser(loser, int(chosen[duplicate.kept]), "near_duplicate", duplicate.jaccard)
+        )
 
 
 def in_validation(split_hashes: np.ndarray, val_fraction: float) -> np.ndarray:
@@ -83,7 +85,7 @@ def check_validation(split_hashes: np.ndarray, num_val: int, min_val_documents: 
         return
     if len(split_hashes) <= min_val_documents:
         raise DataError(
-            f"{len(split_hashes):,} documents are left, not more than the {min_val_documents} asked for validation",
+            f"{len(split_hashes):,} documents are left, validation alone asks for {min_val_documents}",
             fix="add text or lower split.min_val_documents",
         )
     needed = int(np.sort(split_hashes)[min_val_documents - 1]) / 2**64

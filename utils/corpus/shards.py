@@ -1,8 +1,9 @@
 """
 Corpus shards: `train/NNNNN.jsonl.zst` and `val/NNNNN.jsonl.zst`, written and read.
 
-A line is one document, `{"group", "id", "meta", "source", "text"}` with sorted keys. The same lines give the same
-bytes on every machine: zstd level 3, checksum on, `threads=0` (streaming with threads >= 1 gives other bytes).
+A line is one document, `{"group", "id", "meta", "source", "text"}` with sorted keys. The same lines give the
+same bytes on every machine: zstd level 3, checksum on, `threads=0` (streaming with threads >= 1 gives other
+bytes).
 
     >>> hashes = write_shards(stage.partial / "train", lines, target_bytes=64 << 20)
     >>> for block in read_blocks(stage.input("corpus"), "train"):       # at most 1,000 lines or 1 MiB each
@@ -14,6 +15,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -25,7 +27,9 @@ BLOCK_ROWS, BLOCK_BYTES = 1_000, 1 << 20
 
 
 class ShardFolder(Protocol):
-    """What reading needs of a verified input: its listed files, and readers that prove what they handed out."""
+    """
+    What reading needs of a verified input: its listed files, and readers that prove what they handed out.
+    """
 
     path: Path
 
@@ -36,7 +40,10 @@ class ShardFolder(Protocol):
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One written shard; `raw_sha256` is over the uncompressed lines, so a new compressor is told from new content."""
+    """
+    One written shard; `raw_sha256` is over the uncompressed lines, so a new compressor is told from new
+    content.
+    """
 
     name: str
     documents: int
@@ -45,7 +52,9 @@ class ShardInfo:
 
 
 def write_shards(folder: Path, lines: Iterable[bytes], target_bytes: int) -> list[ShardInfo]:
-    """Write lines (each ending in a newline) to numbered shards; a shard closes when it reaches `target_bytes`."""
+    """
+    Write lines (each ending in a newline) to numbered shards; a shard closes when it reaches `target_bytes`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
     writer: ZstdLines | None = None
@@ -65,7 +74,7 @@ class ZstdLines:
 
     def __init__(self, path: Path) -> None:
         self._path, self._sha, self._documents, self.raw_bytes = path, hashlib.sha256(), 0, 0
-        self._file = open(path, "wb")
+        self._file = open(path, "wb")  # noqa: SIM115
         compressor = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True)
         self._stream = compressor.stream_writer(self._file, closefd=False)
 
@@ -82,7 +91,9 @@ class ZstdLines:
 
 
 def read_lines(folder: ShardFolder, split: str) -> Iterator[bytes]:
-    """Yield every line of a split, in shard order. DataError for a split without shards or a damaged shard."""
+    """
+    Yield every line of a split, in shard order. DataError for a split without shards or a damaged shard.
+    """
     shards = [path.relative_to(folder.path).as_posix() for path in folder.files(f"{split}/")]
     if not shards:
         raise DataError(f"{folder.path.name} has no {split} shards", fix="rerun 20_prepare_corpus")
@@ -96,7 +107,9 @@ def _decompress(file: BinaryIO, name: str) -> Iterator[bytes]:
         with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as stream:
             yield from io.BufferedReader(stream, 1 << 20)
     except zstandard.ZstdError as error:
-        raise DataError(f"{name} is not a readable zstd file: {error}", fix="rerun 20_prepare_corpus --force") from None
+        raise DataError(
+            f"{name} is not a readable zstd file: {error}", fix="rerun 20_prepare_corpus --force"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -111,11 +124,11 @@ class ShardBlock:
         return f"{self.split} rows {self.first_row:,}-{self.first_row + len(self.lines) - 1:,}"
 
 
-def read_blocks(folder: ShardFolder, split: str) -> Iterator[ShardBlock]:
-    """Yield the lines of a split in blocks of at most 1,000 lines or 1 MiB; boundaries depend on the data only."""
+def read_blocks(folder: ShardFolder, split: str, first_row: int = 0) -> Iterator[ShardBlock]:
+    """Yield the lines of a split from `first_row` on, in blocks of at most 1,000 lines or 1 MiB."""
     lines: list[bytes] = []
-    size, first_row = 0, 0
-    for line in read_lines(folder, split):
+    size = 0
+    for line in islice(read_lines(folder, split), first_row, None):
         if lines and (len(lines) == BLOCK_ROWS or size + len(line) > BLOCK_BYTES):
             yield ShardBlock(split, first_row, lines)
             lines, size, first_row = [], 0, first_row + len(lines)

@@ -1,9 +1,9 @@
 """
 Sources: any supported file as blocks of raw rows, in an order that never changes.
 
-A block holds consecutive rows of one file (at most 2,000 or 8 MiB; its edges depend on the data alone) and knows where
-the next one starts, so reading goes on in the middle of a file after a kill. Rows travel to the workers as JSON lines;
-what a row means is decided there (blocks.py).
+A block holds consecutive rows of one file (at most 2,000 or 8 MiB; its edges depend on the data alone) and
+knows where the next one starts, so reading goes on in the middle of a file after a kill. Rows travel to the
+workers as JSON lines; what a row means is decided there (blocks.py).
 
     >>> files = [SourceFile("data/raw/corpus/a.jsonl.gz", open_file)]
     >>> for block in read_blocks("books", files, ReadSettings(), start=Cursor(file=0, row=0)):
@@ -41,7 +41,9 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """`columns`: top-level fields to read ([] = all). `split_on`: literal that cuts txt and md into documents."""
+    """
+    `columns`: top-level fields to read ([] = all). `split_on`: literal that cuts txt and md into documents.
+    """
 
     columns: list[str] = field(default_factory=list)
     split_on: str = ""
@@ -57,7 +59,10 @@ class Cursor:
 
 @dataclass(frozen=True)
 class RawBlock:
-    """Consecutive rows of one file. kind: `json` rows are JSON lines, `text` the same from txt, `python` whole files."""
+    """
+    Consecutive rows of one file. kind: `json` rows are JSON lines, `text` the same from txt, `python` whole
+    files.
+    """
 
     source: str
     kind: str
@@ -72,7 +77,9 @@ class RawBlock:
         return f"{self.source} file {self.first.file}, rows {self.first.row:,}-{self.next.row - 1:,}"
 
 
-def read_blocks(source: str, files: list[SourceFile], settings: ReadSettings, start: Cursor) -> Iterator[RawBlock]:
+def read_blocks(
+    source: str, files: list[SourceFile], settings: ReadSettings, start: Cursor
+) -> Iterator[RawBlock]:
     """Yield the blocks of a source from `start` on."""
     for number in range(start.file, len(files)):
         skip = start.row if number == start.file else 0
@@ -100,7 +107,9 @@ def format_of(name: str) -> tuple[str, str]:
     codec = parts.pop() if parts and parts[-1] in CODECS else ""
     if parts and (parts[-1] in FORMATS or parts[-1] == "py"):
         return parts[-1], codec
-    raise ConfigError(f"{name}: unknown kind of file", fix=f"supported are {SUPPORTED}; move other files away")
+    raise ConfigError(
+        f"{name}: unknown kind of file", fix=f"supported are {SUPPORTED}; move other files away"
+    )
 
 
 def _rows(file: SourceFile, settings: ReadSettings) -> tuple[str, Iterator[bytes]]:
@@ -115,9 +124,13 @@ def _guarded(file: SourceFile, reader: Callable, codec: str, settings: ReadSetti
         with file.open() as raw, _decompressed(raw, codec) as stream:
             yield from reader(stream, settings)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"{file.name} is damaged: {error}", fix="replace the file, then rerun to continue") from None
+        raise DataError(
+            f"{file.name} is damaged: {error}", fix="replace the file, then rerun to continue"
+        ) from None
     except (csv.Error, ValueError) as error:
-        raise DataError(f"{file.name}: {error}", fix="repair or remove the file, then rerun to continue") from None
+        raise DataError(
+            f"{file.name}: {error}", fix="repair or remove the file, then rerun to continue"
+        ) from None
 
 
 def _decompressed(raw: BinaryIO, codec: str) -> BinaryIO:
@@ -166,7 +179,9 @@ def _read_parquet(stream: BinaryIO, settings: ReadSettings) -> Iterator[bytes]:
 
     try:
         parquet = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(stream.read()))
-        columns = [name for name in parquet.schema_arrow.names if not settings.columns or name in settings.columns]
+        columns = [
+            name for name in parquet.schema_arrow.names if not settings.columns or name in settings.columns
+        ]
         for group in range(parquet.num_row_groups):
             for row in parquet.read_row_group(group, columns=columns).to_pylist():
                 yield json.dumps(row, default=str).encode()
@@ -208,8 +223,8 @@ def check_fields(block: RawBlock, mapped: dict[str, list[str]]) -> None:
         for name in names:
             if rows and not any(_has(row, name) for row in rows):
                 raise ConfigError(
-                    f'source "{block.source}": fields.{key} names "{name}", which occurs in none of the first '
-                    f"{len(rows):,} rows; they have {', '.join(found)}",
+                    f'source "{block.source}": fields.{key} names "{name}", which occurs in none of '
+                    f"the first {len(rows):,} rows; they have {', '.join(found)}",
                     fix=f"set fields.{key} in the config",
                 )
 

@@ -2,7 +2,7 @@
 The output of stage 20 besides its numbers: shards of both splits, and every removed document by reason.
 
     >>> train = write_split(stage.partial, "train", documents, chosen, target_bytes=64 << 20)
-    >>> samples = write_removed(stage.partial, segments.removed_rows(), documents, selection, names, keep_text=True)
+    >>> samples = write_removed(stage.partial, removed_rows, documents, selection, names, keep_text=True)
 """
 
 import json
@@ -18,7 +18,9 @@ from utils.corpus.select import Selection, output_order
 from utils.corpus.shards import ZstdLines, write_shards
 
 
-def write_split(folder: Path, split: str, documents: Documents, chosen: np.ndarray, target_bytes: int) -> SplitStats:
+def write_split(
+    folder: Path, split: str, documents: Documents, chosen: np.ndarray, target_bytes: int
+) -> SplitStats:
     """Write the chosen documents as shards, in output order; what a killed run left is replaced."""
     shutil.rmtree(folder / split, ignore_errors=True)
     lines = (documents.line(int(i)) for i in output_order(documents, chosen))
@@ -26,7 +28,12 @@ def write_split(folder: Path, split: str, documents: Documents, chosen: np.ndarr
 
 
 def write_removed(
-    folder: Path, removed_rows: Path, documents: Documents, selection: Selection, names: list[str], keep_text: bool
+    folder: Path,
+    removed_rows: Path,
+    documents: Documents,
+    selection: Selection,
+    names: list[str],
+    keep_text: bool,
 ) -> Samples:
     """Write `removed/<reason>.jsonl.zst`, reading order first, then duplicates in canonical order."""
     shutil.rmtree(folder / "removed", ignore_errors=True)
@@ -55,7 +62,10 @@ def _removed(
     for loser in selection.losers:
         document = json.loads(documents.line(loser.document))
         row = {"id": document["id"], "source": document["source"], "reason": loser.reason}
-        row |= {"kept": documents.id(loser.kept), "kept_source": names[int(documents.entries["source"][loser.kept])]}
+        row |= {
+            "kept": documents.id(loser.kept),
+            "kept_source": names[int(documents.entries["source"][loser.kept])],
+        }
         if loser.reason == "near_duplicate":
             row["jaccard"] = loser.jaccard
         yield row, document["text"]

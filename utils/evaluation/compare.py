@@ -1,5 +1,6 @@
 """
-Intervals for one number and verdicts between two models, so that no difference is reported that is only chance.
+Intervals for one number and verdicts between two models, so that no difference is reported that is only
+chance.
 
     wilson(81, 263)                       # (0.2553..., 0.3662...)
     paired_bootstrap(sft, base, seed=7)   # Comparison(difference=0.41, low=0.33, high=0.49, verdict="better")
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 Z_95 = 1.959963984540054
-CHUNK_CELLS = 4_000_000  # counts in memory at once
+CHUNK_CELLS = 4_000_000  # drawn items in memory at once
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def share(hits: np.ndarray) -> Estimate:
 
 
 def weighted_mean(totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> Estimate:
-    """sum(totals) / sum(weights) with its bootstrap interval over items, such as NLL per token over documents."""
+    """
+    sum(totals) / sum(weights) with its bootstrap interval over items, such as NLL per token over
+    documents.
+    """
     low, high = _interval(totals, weights, resamples, seed)
     return Estimate(float(totals.sum() / weights.sum()), low, high, len(totals))
 
@@ -87,10 +91,12 @@ def _interval(totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int
     return float(low), float(high)
 
 
-def _resampled_means(totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Means of resampled items; a resample is how often each item was drawn."""
+def _resampled_means(
+    totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Means of resampled items, as many resamples at a time as fit into memory."""
     generator, n = np.random.default_rng(seed), len(totals)
     chunk = max(1, CHUNK_CELLS // n)
     for done in range(0, resamples, chunk):
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - done))
-        yield (counts @ totals) / (counts @ weights)
+        drawn = generator.integers(0, n, size=(min(chunk, resamples - done), n), dtype=np.int32)
+        yield totals[drawn].sum(axis=1) / weights[drawn].sum(axis=1)

@@ -15,7 +15,10 @@ EXAMPLES = 3
 
 
 def prompt_hash(prompt: str) -> int:
-    """64 bits of a first user turn, lower-cased with blanks collapsed, as the split of stages 60 and 80 sees it."""
+    """
+    64 bits of a first user turn, lower-cased with blanks collapsed, as the split of stages 60 and 80 sees
+    it.
+    """
     return unit_hash("prompt", 0, " ".join(prompt.lower().split()))
 
 
@@ -31,6 +34,7 @@ def refuse_leaks(name: str, prompts: Iterable[str], training: Mapping[str, set[i
         if leaked:
             examples = "; ".join(ascii(prompt[:60]) for prompt in leaked[:EXAMPLES])
             raise UpstreamError(
-                f"{len(leaked)} of {len(prompts)} prompts of {name} were trained on in {trained_on}: {examples}",
+                f"{len(leaked)} of {len(prompts)} prompts of {name} were trained on in {trained_on}: "
+                f"{examples}",
                 fix="use the same seed and split fractions in stages 60 and 80, and rebuild them",
             )

@@ -1,8 +1,9 @@
 """
 How surprised a model is by text: strided negative log-likelihood, per token, per word and per byte.
 
-A window is the model's context and moves by half of it; each token is scored once, with at least half a context before it
-(except at the start). Documents keep their BOS and EOS and are never joined, so the numbers are those of stage 50.
+A window is the model's context and moves by half of it; each token is scored once, with at least half a
+context before it (except at the start). Documents keep their BOS and EOS and are never joined, so the numbers
+are those of stage 50.
 
     nll = document_nll(model, documents, window=256, stride=128)          # one array per document
     measure(nll, texts).bits_per_byte
@@ -112,7 +113,10 @@ def _batches(windows: list[Window], vocab_size: int) -> Iterator[list[Window]]:
 
 
 def _score(model: PreTrainedModel, rows: list[np.ndarray]) -> np.ndarray:
-    """NLL [rows, longest - 1] of each next token; what lies beyond a row's end is padding and not to be read."""
+    """
+    NLL [rows, longest - 1] of each next token; what lies beyond a row's end is padding and not to be
+    read.
+    """
     import torch
 
     longest = max(map(len, rows))

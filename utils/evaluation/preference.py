@@ -1,9 +1,9 @@
 """
 Does a model prefer the chosen answer: log-probabilities of held-out pairs, by one protocol for every model.
 
-A pair counts as right when the chosen answer has the larger sum of token log-probabilities given the prompt, end of turn
-included; no reference is needed, so base, SFT and DPO are on one scale. Where there is a reference model, the implicit
-reward of DPO (Rafailov 2023), log pi - log ref, is reported beside it.
+A pair counts as right when the chosen answer has the larger sum of token log-probabilities given the prompt,
+end of turn included; no reference is needed, so base, SFT and DPO are on one scale. Where there is a
+reference model, the implicit reward of DPO (Rafailov 2023), log pi - log ref, is reported beside it.
 
     scores = pair_log_probabilities(nll, trained)        # [pairs, 2]: chosen, rejected
     prefers_chosen(scores).mean()

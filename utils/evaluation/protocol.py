@@ -5,7 +5,8 @@ One protocol for every model: the same documents, questions and pairs, and one s
     scores = {name: score_model(load(name), tests, answer) for name in ("base", "sft", "dpo")}
     results = summarise(scores, tests, reference={"dpo": "sft"}, resamples=10_000, seed=7)
 
-Log-probabilities and greedy answers are taken once for each model; every metric and comparison is computed from them.
+Log-probabilities and greedy answers are taken once for each model; every metric and comparison is computed
+from them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class TextTokenizer(Protocol):
 
 
 def text_set(name: str, texts: Iterable[str], tokenizer: TextTokenizer, limit_tokens: int = 0) -> TextSet:
-    """Whole documents in order until `limit_tokens` (0 = all) are reached, each with BOS and EOS as in stage 40."""
+    """
+    Whole documents in order until `limit_tokens` (0 = all) are reached, each with BOS and EOS as in stage
+    40.
+    """
     bos, eos = ([i] if i >= 0 else [] for i in (tokenizer.special("bos"), tokenizer.special("eos")))
     kept, documents, tokens = [], [], 0
     for text in texts:
@@ -65,7 +69,10 @@ def text_set(name: str, texts: Iterable[str], tokenizer: TextTokenizer, limit_to
 
 @dataclass(frozen=True)
 class PairSet:
-    """Held-out pairs: documents alternate prompt + chosen and prompt + rejected, `trained` marks the answers."""
+    """
+    Held-out pairs: documents alternate prompt + chosen and prompt + rejected, `trained` marks the
+    answers.
+    """
 
     documents: list[np.ndarray]
     trained: list[np.ndarray]
@@ -103,7 +110,9 @@ Answer = Callable[["PreTrainedModel", Sequence[np.ndarray]], list[Written]]
 
 
 def score_model(model: PreTrainedModel, held_out: HeldOut, answer: Answer) -> ModelScores:
-    """Score texts, answer questions and score pairs with one model; `answer` writes greedily and in batches."""
+    """
+    Score texts, answer questions and score pairs with one model; `answer` writes greedily and in batches.
+    """
     window = model.config.max_position_embeddings
     pair_nll = document_nll(model, held_out.pairs.documents, window, window // 2)
     return ModelScores(
@@ -114,9 +123,14 @@ def score_model(model: PreTrainedModel, held_out: HeldOut, answer: Answer) -> Mo
 
 
 def summarise(
-    scores: Mapping[str, ModelScores], held_out: HeldOut, reference: Mapping[str, str], resamples: int, seed: int
+    scores: Mapping[str, ModelScores],
+    held_out: HeldOut,
+    reference: Mapping[str, str],
+    resamples: int,
+    seed: int,
 ) -> dict:
-    """results.json: every metric of every model with its interval and baseline, and every pair of models compared.
+    """
+    Every metric of every model with its interval and baseline, and every pair of models compared.
 
     `reference` names the model whose log-probabilities turn another's into implicit rewards.
     """
@@ -127,25 +141,37 @@ def summarise(
             "baseline": block.baseline,
             "baseline_means": block.baseline_means,
             "lower_is_better": block.lower_is_better,
-            "models": {name: asdict(block.estimate(values, resamples, seed)) for name, values in block.values.items()},
+            "models": {
+                name: asdict(block.estimate(values, resamples, seed)) for name, values in block.values.items()
+            },
         }
         for second, first in combinations(block.values, 2):
             found = paired_bootstrap(
-                block.values[first], block.values[second], resamples, seed, block.weights, block.lower_is_better
+                block.values[first],
+                block.values[second],
+                resamples,
+                seed,
+                block.weights,
+                block.lower_is_better,
             )
             comparisons.append({"metric": block.name, "model": first, "against": second, **asdict(found)})
     return {
         "protocol_version": PROTOCOL_VERSION,
         "metrics": metrics,
         "comparisons": comparisons,
-        "texts": {s.name: {name: _text_measures(found, s) for name, found in scores.items()} for s in held_out.texts},
+        "texts": {
+            s.name: {name: _text_measures(found, s) for name, found in scores.items()} for s in held_out.texts
+        },
         "answers": {name: _answer_measures(found.answers) for name, found in scores.items()},
     }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per item and model; with `weights` the values are totals and the metric is per unit of weight."""
+    """
+    One number per item and model; with `weights` the values are totals and the metric is per unit of
+    weight.
+    """
 
     name: str
     values: dict[str, np.ndarray]
@@ -161,11 +187,14 @@ class Metric:
         return weighted_mean(values, weights, resamples, seed)
 
 
-def _metrics(scores: Mapping[str, ModelScores], held_out: HeldOut, reference: Mapping[str, str]) -> list[Metric]:
+def _metrics(
+    scores: Mapping[str, ModelScores], held_out: HeldOut, reference: Mapping[str, str]
+) -> list[Metric]:
     metrics = [metric for texts in held_out.texts for metric in _text_metrics(scores, texts)]
     references = [question.reference for question in held_out.questions]
     answers = {
-        name: score_answers([written.text for written in found.answers], references) for name, found in scores.items()
+        name: score_answers([written.text for written in found.answers], references)
+        for name, found in scores.items()
     }
     majority = majority_share(references)
     exact = {name: found.exact for name, found in answers.items()}

@@ -1,5 +1,6 @@
 """
-The results for people: table.md with models side by side, and samples.jsonl with their answers to the same questions.
+The results for people: table.md with models side by side, and samples.jsonl with their answers to the same
+questions.
 
     (folder / "table.md").write_text(render_table(results))
     base | sft | dpo, each number with its 95 % interval and n, verdicts below
@@ -24,7 +25,9 @@ def render_table(results: dict) -> str:
     lines = ["# Evaluation", "", "Brackets hold 95 % intervals (Wilson for shares, bootstrap otherwise).", ""]
     lines += [_row(["metric", "n", *models, "baseline"]), _row(["---"] * (len(models) + 3))]
     for name, metric in results["metrics"].items():
-        cells = [_estimate(name, metric["models"][model]) if model in metric["models"] else "" for model in models]
+        cells = [
+            _estimate(name, metric["models"][model]) if model in metric["models"] else "" for model in models
+        ]
         n = next(iter(metric["models"].values()))["n"]
         lines.append(_row([name, f"{n:,}", *cells, _baseline(name, metric)]))
         if name.startswith("nll_per_token:"):
@@ -39,9 +42,13 @@ def render_table(results: dict) -> str:
 def render_samples(
     questions: Sequence[Question], answers: Mapping[str, Sequence[Written]], worst_first: str
 ) -> str:
-    """One JSON line per question with every model's answer; those that `worst_first` answered worst come first."""
+    """
+    One JSON line per question with every model's answer; those that `worst_first` answered worst come
+    first.
+    """
     order = sorted(
-        range(len(questions)), key=lambda i: (token_f1(answers[worst_first][i].text, questions[i].reference), i)
+        range(len(questions)),
+        key=lambda i: (token_f1(answers[worst_first][i].text, questions[i].reference), i),
     )
     return "".join(
         json.dumps(
@@ -50,7 +57,10 @@ def render_samples(
                 "messages": questions[i].messages,
                 "reference": questions[i].reference,
                 "answers": {
-                    name: {"text": written[i].text, "exact": normalise(written[i].text) == normalise(questions[i].reference)}
+                    name: {
+                        "text": written[i].text,
+                        "exact": normalise(written[i].text) == normalise(questions[i].reference),
+                    }
                     for name, written in answers.items()
                 },
             },
@@ -96,6 +106,11 @@ def _baseline(name: str, metric: dict) -> str:
 
 def _comparison(entry: dict) -> str:
     name = entry["metric"]
-    interval = f"[{_number(name, entry['low'])}, {_number(name, entry['high'])}]"
+    interval = f"[{_difference(name, entry['low'])}, {_difference(name, entry['high'])}]"
     models = f"{entry['model']} against {entry['against']}"
-    return _row([name, models, _number(name, entry["difference"]), interval, f"{entry['n']:,}", entry["verdict"]])
+    difference = _difference(name, entry["difference"])
+    return _row([name, models, difference, interval, f"{entry['n']:,}", entry["verdict"]])
+
+
+def _difference(name: str, value: float) -> str:
+    return f"{100 * value:+.1f} %" if name in PERCENT else f"{value:+.2g}"

@@ -37,30 +37,58 @@ def merged_card(name: str, metrics: Mapping, lineage: Sequence[Mapping], waivers
 
 
 def gguf_card(facts: CardFacts) -> str:
-    """MODEL_CARD.md of stage 120: front matter, files with their distance to the checkpoint, lineage, how to run."""
+    """
+    MODEL_CARD.md of stage 120: front matter, files with their distance to the checkpoint, lineage, how to
+    run.
+    """
     front = ["---", "library_name: gguf", "pipeline_tag: text-generation", "tags: [gguf, llama, lockstep]"]
     front += [f"license: {facts.license}"] if facts.license else []
-    smallest = f"model-{list(facts.files)[-1]}.gguf"
+    file = f"model-{preferred_type(list(facts.files))}.gguf"
     lines = [
-        *front, "---", "", f"# {facts.name}", "",
-        f"{facts.parameters:,} parameters, context {facts.context_tokens:,} tokens. Made by Lockstep; each file carries its "
-        "lineage and proves itself: `python tools/pipeline.py verify FILE`.",
-        "", "## Files", "",
-        "| file | bytes | bits per weight | mean KL to the checkpoint (nats) | top-1 agreement | perplexity |",
+        *front,
+        "---",
+        "",
+        f"# {facts.name}",
+        "",
+        f"{facts.parameters:,} parameters, context {facts.context_tokens:,} tokens. Made by Lockstep; each "
+        "file carries its lineage and proves itself: `python tools/pipeline.py verify FILE`.",
+        "",
+        "## Files",
+        "",
+        "| file | bytes | bits per weight | mean KL to checkpoint (nats) | top-1 agreement | perplexity |",
         "|---|---|---|---|---|---|",
         *(_file_row(file_type, report) for file_type, report in facts.files.items()),
-        "", "## Run it", "", "```", f"python tools/chat.py --model {smallest}", f"llama-cli -m {smallest} -cnv",
-        f"ollama create {facts.name} -f Modelfile && ollama run {facts.name}", "```", "",
-        "In LM Studio: My Models, Import, choose the file; the chat template is inside.", "",
-    ]  # fmt: skip
+        "",
+        "## Run it",
+        "",
+        "```",
+        f"python tools/chat.py --model {file}",
+        f"llama-cli -m {file} -cnv",
+        f"ollama create {facts.name} -f Modelfile && ollama run {facts.name}",
+        "```",
+        "",
+        "In LM Studio: My Models, Import, choose the file; the chat template is inside.",
+        "",
+    ]
     if facts.evaluation_table:
-        lines += [facts.evaluation_table.replace("\n## ", "\n### ").replace("# Evaluation", "## Evaluation", 1)]
+        lines += [
+            facts.evaluation_table.replace("\n## ", "\n### ").replace("# Evaluation", "## Evaluation", 1)
+        ]
     return "\n".join([*lines, *_lineage_lines(facts.lineage), *_waiver_lines(facts.waivers)]) + "\n"
+
+
+def preferred_type(types: Sequence[str]) -> str:
+    """The file to start with: q8_0, which is half of F16 and hardly differs from it, or the first."""
+    return "q8_0" if "q8_0" in types else types[0]
 
 
 def modelfile(file: str, rendered: str, context_tokens: int, stop: Sequence[str], system: str) -> str:
     """The Ollama Modelfile for a file; `rendered` is the chat template over `probe_messages`, without BOS."""
-    lines = [f"FROM ./{file}", f'TEMPLATE """{ollama_template(rendered)}"""', f"PARAMETER num_ctx {context_tokens}"]
+    lines = [
+        f"FROM ./{file}",
+        f'TEMPLATE """{ollama_template(rendered)}"""',
+        f"PARAMETER num_ctx {context_tokens}",
+    ]
     lines += [f"PARAMETER stop {json.dumps(text)}" for text in stop]
     lines += [f'SYSTEM """{system}"""'] if system else []
     return "\n".join(lines) + "\n"

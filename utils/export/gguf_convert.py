@@ -4,8 +4,8 @@ From a checkpoint to proven GGUF files: write, quantise, check against the check
     report = convert(folder, target, ["f16", "q8_0", "q4_k_m"], description, evidence, LlamaCpp(), log=print)
     report["files"]["q8_0"]["mean_kl"]
 
-An F32 file is written first and thrown away: only there do llama.cpp and the checkpoint have to agree on every logit, so
-that what rounding adds is known apart from what a mistake would.
+An F32 file is written first and thrown away: only there do llama.cpp and the checkpoint have to agree on
+every logit, so that what rounding adds is known apart from what a mistake would.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from gguf import GGUFReader
 
 from utils.export.gguf_quantize import QUANTIZED_TYPES, patch_key, quantize_gguf, written_types
+from utils.export.gguf_reader import reader_gate
 from utils.export.gguf_verify import (
     LlamaCpp,
     chat_gate,
     divergence_gate,
     greedy_gate,
     logit_gate,
-    reader_gate,
     token_gate,
 )
 from utils.export.gguf_write import WRITTEN_TYPES, Description, write_gguf
@@ -82,19 +82,22 @@ def convert(
 
 
 def check_meaning(exact: Path, folder: Path, evidence: Evidence, llama: LlamaCpp) -> dict:
-    """Gates a to d on the F32 file: everything but rounding."""
+    """Gates a to d and f on the F32 file: everything but rounding."""
     return {
         "reader": reader_gate(exact, folder),
         "tokens": token_gate(exact, evidence.texts, evidence.encode, evidence.bos, llama),
         "chat": chat_gate(exact, evidence.conversations, evidence.prompt_ids, evidence.bos, llama),
         "logits": logit_gate(exact, evidence.sequences, evidence.logits, llama),
+        "greedy": check_greedy(exact, evidence, llama),
     }
 
 
 def write_type(
     folder: Path, path: Path, file_type: str, description: Description, scratch: Path, llama: LlamaCpp
 ) -> None:
-    """Write one file, directly or by quantising an F16 one, and record the digest of its tensors inside it."""
+    """
+    Write one file, directly or by quantising an F16 one, and record the digest of its tensors inside it.
+    """
     if file_type in WRITTEN_TYPES:
         write_gguf(folder, path, file_type, description)
     else:
@@ -111,7 +114,9 @@ def check_file(
     """Gates a, e and f on a shipped file, and its own proof; returns what is known about it."""
     verdict, proof = prove_gguf(path)
     if proof is None or not verdict.good:
-        raise StageError(f"{path.name} does not prove itself: {verdict}", fix="this is a defect of the conversion")
+        raise StageError(
+            f"{path.name} does not prove itself: {verdict}", fix="this is a defect of the conversion"
+        )
     report = {
         "bytes": path.stat().st_size,
         "bytes_per_weight": path.stat().st_size / parameters,
@@ -120,8 +125,10 @@ def check_file(
         **divergence_gate(path, file_type, evidence.sequences, evidence.logits, llama),
     }
     if file_type not in QUANTIZED_TYPES and file_type != "q8_0":
-        greedy = greedy_gate(
-            path, evidence.prompts, evidence.answers, evidence.gaps, evidence.stop_ids, llama
-        )
-        report["greedy"] = greedy
+        report["greedy"] = check_greedy(path, evidence, llama)
     return report
+
+
+def check_greedy(path: Path, evidence: Evidence, llama: LlamaCpp) -> dict:
+    """Gate f with the evidence at hand."""
+    return greedy_gate(path, evidence.prompts, evidence.answers, evidence.gaps, evidence.stop_ids, llama)

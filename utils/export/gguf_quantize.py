@@ -1,11 +1,12 @@
 """
-Quantise a GGUF file with llama.cpp, in a child process, and prove that everything but the tensors came through.
+Quantise a GGUF file with llama.cpp, in a child process, and prove that everything but the tensors came
+through.
 
     quantize_gguf(Path("model-f16.gguf"), Path("model-q4_k_m.gguf"), "q4_k_m", timeout_seconds=600)
     written_types(Path("model-q4_k_m.gguf"))      # {"Q4_K": 9, "Q6_K": 3, "F32": 5}
 
-K-quants need rows of a multiple of 256 values; llama.cpp falls back to another type where they are not, so the types
-really written are read back and recorded, never assumed.
+K-quants need rows of a multiple of 256 values; llama.cpp falls back to another type where they are not, so
+the types really written are read back and recorded, never assumed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ QUANTIZED_TYPES = {
 MAY_CHANGE = {"general.file_type", "general.quantization_version", "lockstep.tensors_sha256"}
 
 
-def quantize_gguf(source: Path, target: Path, file_type: str, timeout_seconds: float, threads: int = 1) -> None:
-    """Write `target` as `file_type` from an F32, F16 or BF16 file; StageError with one sentence if that fails."""
+def quantize_gguf(
+    source: Path, target: Path, file_type: str, timeout_seconds: float, threads: int = 1
+) -> None:
+    """
+    Write `target` as `file_type` from an F32, F16 or BF16 file; StageError with one sentence if that
+    fails.
+    """
     run_child(
         "quantize",
         {

@@ -42,7 +42,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, end_of_turn: str) -> Vocabulary:
-    """Read `tokenizer.model` of a checkpoint folder; ConfigError when llama.cpp would tokenise it differently."""
+    """
+    Read `tokenizer.model` of a checkpoint folder; ConfigError when llama.cpp would tokenise it
+    differently.
+    """
     from sentencepiece import SentencePieceProcessor
 
     path = folder / "tokenizer.model"
@@ -122,7 +125,8 @@ def _refuse_foreign_recipes(model, fields: dict[tuple[int, int], int | bytes]) -
 def _specs(serialized: bytes) -> dict[tuple[int, int], int | bytes]:
     """Scalar fields of trainer and normaliser spec by (spec, field) number.
 
-    Read from the wire format, so that no protobuf package is needed: it is here only by way of other packages.
+    Read from the wire format, so that no protobuf package is needed: it is here only by way of other
+    packages.
     """
     found: dict[tuple[int, int], int | bytes] = {}
     for spec, body in _wire_fields(serialized):

@@ -11,7 +11,6 @@ rotates neighbours (2i, 2i + 1). Memory stays at one tensor: infos go first, dat
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingTyp
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from utils.export.gguf_vocab import Vocabulary, pad_to_rows, read_vocabulary
+from utils.export.template_marks import chat_template_without_marks
 from utils.pipeline.errors import ConfigError, StageError
 
 WRITTEN_TYPES = {
@@ -46,9 +46,6 @@ BLOCK_NAMES = {
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
-GENERATION_MARK = re.compile(r"\{%(-?)\s*((?:end)?generation)\s*(-?)%\}")
-
-HIDDEN_MARK = re.compile(r"\{#(-?)\s*((?:end)?generation)\s*(-?)#\}")
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,17 @@ def write_gguf(folder: Path, target: Path, file_type: str, description: Descript
 
 
 def read_config(folder: Path) -> dict:
-    """The values that the model computes with, refused unless llama.cpp's llama graph computes the same function."""
+    """
+    The values that the model computes with, refused unless llama.cpp's llama graph computes the same
+    function.
+    """
     from transformers import LlamaConfig
 
+    if not (folder / "config.json").is_file():
+        what = "an adapter" if (folder / "adapter_config.json").is_file() else "no model folder"
+        raise ConfigError(
+            f"{folder.name} is {what}: merge it first", fix="run stage 110 and convert its output"
+        )
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = LlamaConfig.from_dict(stored).to_dict()  # config.json leaves out what equals a class default
     expressible_values = {
@@ -125,7 +130,10 @@ def read_config(folder: Path) -> dict:
 
 
 class CheckpointTensors:
-    """Lazy view of the safetensors files of a folder: shapes from the headers, one tensor in memory at a time."""
+    """
+    Lazy view of the safetensors files of a folder: shapes from the headers, one tensor in memory at a
+    time.
+    """
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -134,11 +142,13 @@ class CheckpointTensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             handle = safe_open(path, framework="pt")
-            for name in handle.keys():
+            for name in handle.offset_keys():
                 self.files[name] = handle
                 self.shapes[name] = tuple(handle.get_slice(name).get_shape())
         if not self.files:
-            raise ConfigError(f"{folder} has no *.safetensors weights", fix="give a full or merged checkpoint folder")
+            raise ConfigError(
+                f"{folder} has no *.safetensors weights", fix="give a full or merged checkpoint folder"
+            )
 
     def read(self, name: str) -> np.ndarray:
         return self.files[name].get_tensor(name).float().numpy()
@@ -186,23 +196,6 @@ def tensor_values(checkpoint: CheckpointTensors, tensor: PlannedTensor) -> np.nd
 def encode(values: np.ndarray, tensor_type: GGMLQuantizationType) -> np.ndarray:
     """fp32 values as stored bytes: float arrays for F32 and F16, blocks of bytes for the rest."""
     return np.ascontiguousarray(quantize(np.ascontiguousarray(values, dtype=np.float32), tensor_type))
-
-
-def chat_template_without_marks(folder: Path) -> str:
-    """The chat template with `{% generation %}` marks turned into comments, which render to nothing.
-
-    A comment keeps the blank-trimming of the tag that it replaces, so the rendered text stays the same, and our own
-    chat program can turn it back into the mark.
-    """
-    path = folder / "chat_template.jinja"
-    if not path.is_file():
-        return ""
-    return GENERATION_MARK.sub(r"{#\1 \2 \3#}", path.read_text(encoding="utf-8"))
-
-
-def restore_marks(embedded: str) -> str:
-    """The template with its `{% generation %}` marks again, from what `chat_template_without_marks` embedded."""
-    return HIDDEN_MARK.sub(r"{%\1 \2 \3%}", embedded)
 
 
 def _expected_sources(config: dict) -> Iterator[tuple[str, str]]:
@@ -271,7 +264,13 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, chat_template: s
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    ids = {"bos": vocabulary.bos, "eos": vocabulary.eos, "unknown": vocabulary.unk, "padding": vocabulary.pad, "eot": vocabulary.eot}
+    ids = {
+        "bos": vocabulary.bos,
+        "eos": vocabulary.eos,
+        "unknown": vocabulary.unk,
+        "padding": vocabulary.pad,
+        "eot": vocabulary.eot,
+    }
     for name, token_id in ids.items():
         if token_id >= 0:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)

@@ -1,10 +1,12 @@
 """
 Every call into llama.cpp, made in a process of its own.
 
-llama.cpp ends its process on errors (`GGML_ASSERT`, `abort`) and may run without end, so each task is a child with a
-time limit, and whatever happens there becomes one sentence here. Requests and replies are JSON; logits travel as .npy.
+llama.cpp ends its process on errors (`GGML_ASSERT`, `abort`) and may run without end, so each task is a child
+with a time limit, and whatever happens there becomes one sentence here. Requests and replies are JSON; logits
+travel as .npy.
 
-    run_child("tokenize", {"model": "model-f16.gguf", "texts": ["Hi"], "special": False, "bos": False}, 60)["ids"]
+    run_child("tokenize", {"model": "model-f16.gguf", "texts": ["Hi"], "special": False, "bos": False},
+    60)["ids"]
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_child(task: str, request: dict, timeout_seconds: float) -> dict:
-    """Run one task of TASKS in a child process; StageError with one sentence when it fails, aborts or hangs."""
+    """
+    Run one task of TASKS in a child process; StageError with one sentence when it fails, aborts or hangs.
+    """
     with TemporaryDirectory() as scratch:
         reply = Path(scratch) / "reply.json"
         command = [sys.executable, "-m", "utils.export.llama_child", task, str(reply)]
         try:
             child = subprocess.run(
-                command, cwd=ROOT, input=json.dumps(request).encode(), capture_output=True, timeout=timeout_seconds
+                command,
+                cwd=ROOT,
+                input=json.dumps(request).encode(),
+                capture_output=True,
+                timeout=timeout_seconds,
             )
         except subprocess.TimeoutExpired:
             raise StageError(
@@ -40,13 +48,17 @@ def run_child(task: str, request: dict, timeout_seconds: float) -> dict:
                 fix="raise llama_timeout_seconds, or look whether the machine is short of memory",
             ) from None
         if child.returncode != 0 or not reply.exists():
-            raise StageError(f"llama.cpp failed in {task}: {_reason(child)}", fix=f"the file was {request['model']}")
+            raise StageError(
+                f"llama.cpp failed in {task}: {_reason(child)}", fix=f"the file was {request['model']}"
+            )
         return json.loads(reply.read_text(encoding="utf-8"))
 
 
 def _reason(child: subprocess.CompletedProcess) -> str:
     lines = [line.strip() for line in child.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "ASSERT" in line or "exception" in line.lower()]
+    telling = [
+        line for line in lines if "error" in line.lower() or "ASSERT" in line or "exception" in line.lower()
+    ]
     last = (telling or lines or ["it said nothing"])[-1][:300]
     if child.returncode < 0:
         return f"the process was ended by {signal.Signals(-child.returncode).name}; {last}"
@@ -72,7 +84,9 @@ def tokenize(request: dict) -> dict:
     """Token ids of `texts`; `special` parses control marks, `bos` adds what the file's policy adds."""
     llama = _open(request | {"context_tokens": 64})
     encoded = [text.encode("utf-8") for text in request["texts"]]
-    return {"ids": [llama.tokenize(text, add_bos=request["bos"], special=request["special"]) for text in encoded]}
+    return {
+        "ids": [llama.tokenize(text, add_bos=request["bos"], special=request["special"]) for text in encoded]
+    }
 
 
 def chat(request: dict) -> dict:

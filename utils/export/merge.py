@@ -4,8 +4,8 @@ Fold an adapter into the weights of its base, and measure that the merged model 
     merged = merge_adapter(adapted)                              # PeftModel -> plain transformers model
     parity(reference_logits, merged_logits).mean_kl              # about 1e-12 in float32
 
-The reference logits are taken before merging (merging changes the base in place), the others from the written files, so
-rounding to the output type and damage while saving are measured too.
+The reference logits are taken before merging (merging changes the base in place), the others from the written
+files, so rounding to the output type and damage while saving are measured too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_LOGIT_DIFFERENCE_FP32 = 1e-4
+MAX_LOGITS = 1 << 26  # logits kept for a comparison: 256 MiB of fp32
+ROWS_AT_ONCE = 512  # tokens whose distributions are in memory as float64
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ def merge_adapter(adapted: object) -> PreTrainedModel:
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise StageError(f"the adapter does not merge: {error}", fix="look at the training curves of the adapter") from None
+        raise StageError(
+            f"the adapter does not merge: {error}", fix="look at the training curves of the adapter"
+        ) from None
     broken = [name for name, weight in merged.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise StageError(
@@ -51,6 +55,18 @@ def merge_adapter(adapted: object) -> PreTrainedModel:
             fix="train the adapter again with a smaller learning rate",
         )
     return merged
+
+
+def within_memory(sequences: Sequence[Sequence[int]], vocab_size: int) -> list[Sequence[int]]:
+    """The first sequences (at least one) whose logits stay below MAX_LOGITS."""
+    kept: list[Sequence[int]] = []
+    tokens = 0
+    for ids in sequences:
+        tokens += len(ids)
+        if kept and tokens * vocab_size > MAX_LOGITS:
+            break
+        kept.append(ids)
+    return kept
 
 
 def sequence_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
@@ -67,13 +83,28 @@ def sequence_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) 
 
 def parity(reference: np.ndarray, found: np.ndarray) -> Parity:
     """Differences of logits [tokens, vocabulary]; KL(reference || found) in nats."""
-    p, q = _log_softmax(reference), _log_softmax(found)
     return Parity(
         max_logit_difference=float(np.abs(found - reference).max()),
-        mean_kl=float((np.exp(p) * (p - q)).sum(-1).mean()),
+        mean_kl=float(divergence(reference, found).mean()),
         top1_agreement=float((reference.argmax(-1) == found.argmax(-1)).mean()),
         tokens=len(reference),
     )
+
+
+def divergence(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """KL(reference || found) of each position, in nats, from logits [tokens, vocabulary]."""
+    pieces = []
+    for start in range(0, len(reference), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        p, q = log_softmax(reference[rows]), log_softmax(found[rows])
+        pieces.append((np.exp(p) * (p - q)).sum(-1))
+    return np.concatenate(pieces)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def require_parity(measured: Parity, dtype: str, max_mean_kl: float) -> None:
@@ -95,15 +126,12 @@ def require_parity(measured: Parity, dtype: str, max_mean_kl: float) -> None:
 def write_merged(merged: PreTrainedModel, folder: Path, dtype: str, stop_ids: Sequence[int]) -> None:
     """config.json, generation_config.json with all stop ids, and safetensors of the given type."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # only the stage's log speaks
     merged.to(getattr(torch, dtype))
     merged.generation_config.eos_token_id = list(stop_ids)
     merged.save_pretrained(folder, max_shard_size="4GB")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["eos_token_id"] = list(stop_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

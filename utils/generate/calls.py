@@ -41,8 +41,7 @@ class Calls:
         self.under_way = 0
 
     async def ask(self, request: Request) -> Reply:
-        """The reply to a request. CallFailed when it is given up; nothing is recorded then, so a rerun asks
-        again."""
+        """The reply to a request. CallFailed when given up: not recorded, so a rerun asks again."""
         model = self._config.models[request.model]
         body = self._body(request, model)
         identity = sha256_hex(canonical_json([request.dataset, body.decode("ascii"), request.sample]))[:32]

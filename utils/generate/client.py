@@ -74,8 +74,7 @@ class ChatClient:
             self._headers["Authorization"] = f"Bearer {self.key}"
 
     async def complete(self, body: bytes, model: ModelSpec) -> Reply:
-        """The reply to one request body. CallFailed when the call is given up, StageError when the run must
-        stop."""
+        """The reply to one body. CallFailed: the call is given up. StageError: the run must stop."""
         for attempt in range(model.max_retries + 1):
             async with self._places:
                 if self.closing.is_set():
@@ -109,28 +108,31 @@ class ChatClient:
 
     def _judge(self, response: aiohttp.ClientResponse, data: bytes) -> Reply | _Failure:
         verdict = verdict_on(response.status)
+        if len(data) > MAX_REPLY_BYTES:
+            return _Failure("too_large", f"more than {MAX_REPLY_BYTES:,} bytes", retry=False)
+        reply = read_reply(data) if verdict == "good" else None
+        if reply:
+            return reply
         excerpt = self._excerpt(data.decode("utf-8", "replace"))
+        if verdict == "good":
+            return _Failure("broken_reply", excerpt, retry=True)
         if verdict == "forbidden":
             self.closing.set()
             raise StageError(
                 f'provider "{self.name}" refuses the key: HTTP {response.status} {excerpt}',
-                fix=f"check the environment variable {self.provider.api_key_env or '(api_key_env is not set)'}",
+                fix=f"check the environment variable {self.provider.api_key_env or '(none is named)'}",
             )
-        if verdict != "good":
-            asked = asked_pause_seconds(response.headers)
-            return _Failure(f"http_{response.status}", excerpt, verdict == "retry", asked)
-        if len(data) > MAX_REPLY_BYTES:
-            return _Failure("too_large", f"more than {MAX_REPLY_BYTES:,} bytes", retry=False)
-        return read_reply(data) or _Failure("broken_reply", excerpt, retry=True)
+        asked = asked_pause_seconds(response.headers)
+        return _Failure(f"http_{response.status}", excerpt, verdict == "retry", asked)
 
     def _count_failed_call(self, last: _Failure) -> None:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= MOST_FAILED_CALLS_IN_A_ROW:
             self.closing.set()
             raise StageError(
-                f'provider "{self.name}" at {self.base_url} failed {self._failed_in_a_row} calls in a row, the last with '
-                f"{last.reason}: {last.excerpt}",
-                fix="check the address, the model name and the service; the same command continues where it stopped",
+                f'provider "{self.name}" at {self.base_url} failed {self._failed_in_a_row} calls in a row, '
+                f"the last with {last.reason}: {last.excerpt}",
+                fix="check the address, the model name and the service; the same command continues",
             )
 
     async def _pause(self, seconds: float) -> None:

@@ -1,6 +1,5 @@
 """
-One dataset, filled to its exact count: subtopics, then prompts and rows side by side, in rounds until nothing
-is missing.
+One dataset, filled to its exact count: subtopics, then prompts and rows side by side, in rounds.
 
 Calls run at the same time; decisions are made in level order (subtopic, prompt). So what is accepted depends
 on the replies alone, never on which came first, and a run that was killed and continued ends with the same
@@ -26,8 +25,7 @@ LONGEST_ENTRY_CHARACTERS = 2000
 
 @dataclass
 class Subtopic:
-    """One subtopic: what it was dealt, what it has, and how often in a row it was asked for prompts in vain.
-    """
+    """One subtopic: what it was dealt, what it has, and how often in a row it was asked in vain."""
 
     name: str
     quota: int
@@ -131,8 +129,7 @@ class Dataset:
         return [(subtopic, count) for subtopic, count in zip(able, asked, strict=True) if count]
 
     async def _round(self, wanted: list[tuple[Subtopic, int]], turn: int) -> None:
-        """Ask for prompts everywhere at once; rows of a subtopic start as soon as its prompts are admitted.
-        """
+        """Ask for prompts everywhere at once; a subtopic's rows start when its prompts are admitted."""
         asked = [self._start(self._more_prompts(subtopic, count, turn)) for subtopic, count in wanted]
         making: list[tuple[Subtopic, asyncio.Task]] = []
         for (subtopic, count), task in zip(wanted, asked, strict=True):
@@ -151,8 +148,14 @@ class Dataset:
         """A task that the dataset holds on to until it is done."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._let_go)
         return task
+
+    def _let_go(self, task: asyncio.Task) -> None:
+        """Forget a task; its exception counts as seen, since the first one to be awaited ends the run."""
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     async def _more_prompts(self, subtopic: Subtopic, count: int, turn: int) -> list[str]:
         lacking = count - len(subtopic.reserve)
@@ -195,6 +198,6 @@ class Dataset:
     def _short(self, state: str) -> StageError:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons().items()))
         return StageError(
-            f'dataset "{self.name}" stopped at {state}; not accepted: {reasons or "nothing (the model offered no more)"}',
-            fix="ask for fewer rows or more subtopics, or rerun: every reply so far is kept and not paid for again",
+            f'dataset "{self.name}" stopped at {state}; not accepted: {reasons or "nothing"}',
+            fix="ask for fewer rows or more subtopics, or rerun: no reply so far is paid for again",
         )

@@ -9,8 +9,7 @@ Why a call gave nothing: an outcome that the levels handle, not an error of the 
 
 
 class CallFailed(Exception):
-    """A call that gave no reply after all its attempts; `reason` is a short word, `excerpt` what was seen
-    last."""
+    """A call that was given up; `reason` is a short word, `excerpt` what was seen last."""
 
     def __init__(self, reason: str, excerpt: str, attempts: int) -> None:
         super().__init__(f"{reason} after {attempts} attempts: {excerpt}")

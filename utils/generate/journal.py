@@ -1,6 +1,5 @@
 """
-The journal of calls: every reply that was paid for, one self-checking line each, appended and never
-rewritten.
+The journal of calls: every reply that was paid for, one self-checking line each, append-only.
 
 A line is `<bytes of the JSON> <crc32 in hex> <JSON>`. After kill -9 the torn last line is cut off; a line
 damaged later is skipped, and its call is simply made again. The run is a pure function of the replies, so the
@@ -42,8 +41,7 @@ class CallJournal:
         return self._records.get(identity)
 
     def append(self, identity: str, record: dict) -> None:
-        """Record a reply; it survives the death of the process at once, and of the machine after the next
-        fsync."""
+        """Record a reply: safe from a process's death at once, from a machine's after the next fsync."""
         self._file.write(encode_line({"call": identity} | record))
         self._file.flush()
         self._records[identity] = record

@@ -1,7 +1,7 @@
 """
 Lists of subtopics and prompts: asked for in chunks at the same time, read in chunk order.
 
-    entries = await ListMaker(config, "chat", calls).ask("prompts", count=72, known=[], subtopic="animals", turn=0)
+    entries = await ListMaker(config, "chat", calls).ask("prompts", 72, known=[], subtopic="animals", turn=0)
 """
 
 import asyncio
@@ -11,6 +11,9 @@ from utils.generate.calls import Calls, Request
 from utils.generate.errors import CallFailed
 from utils.generate.parse import parse_list
 from utils.generate.templates import render
+
+MOST_CHUNKS = 100_000
+"""More calls than one list is ever cut into, so that turn and chunk make one number."""
 
 
 class ListMaker:
@@ -24,8 +27,7 @@ class ListMaker:
         self.failed: list[CallFailed] = []
 
     async def ask(self, step: str, count: int, known: list[str], subtopic: str, turn: int) -> list[str]:
-        """At least `count` entries if the model has them, in an order that does not depend on who answers
-        first."""
+        """About `count` entries if the model has them, in an order that no timing can change."""
         chunks = _split(count, self._config.refill.entries_per_call)
         asked = [self._chunk(step, size, known, subtopic, turn, index) for index, size in enumerate(chunks)]
         return [entry for entries in await asyncio.gather(*asked) for entry in entries]
@@ -33,7 +35,7 @@ class ListMaker:
     async def _chunk(
         self, step: str, count: int, known: list[str], subtopic: str, turn: int, index: int
     ) -> list[str]:
-        number = 1000 * turn + index
+        number = MOST_CHUNKS * turn + index
         variables = {
             "main_topic": self._config.main_topic,
             "subtopic": subtopic,

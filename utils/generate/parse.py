@@ -35,8 +35,7 @@ def parse_list(text: str) -> list[str]:
 
 
 def _first_json_list(text: str) -> list[str]:
-    """Every `[` or `{` is tried as a start, so `[sic]` before the list does no harm; strict JSON wins over
-    repair."""
+    """Try every `[` or `{` as a start, so `[sic]` does no harm; strict JSON wins over repair."""
     starts = [found.start() for found in re.finditer(r"[\[{]", text)][:_MOST_STARTS]
     for start in starts:
         try:
@@ -62,8 +61,7 @@ def _repaired(text: str) -> object:
 
 
 def _entries(value: object) -> list[str]:
-    """Strings from a list of strings, of objects with one text each, of several lists, or from an object
-    around one."""
+    """Strings from a list of strings, objects with one text or lists, or from an object around it."""
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         return _entries(lists[0]) if lists else []

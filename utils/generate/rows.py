@@ -53,8 +53,7 @@ class RowMaker:
         self._calls = calls
 
     async def make(self, prompt: Prompt) -> Row | Failure:
-        """A row, or why there is none after `attempts_per_row` tries; both halves of a pair are asked at
-        once."""
+        """A row, or why there is none after `attempts_per_row` tries; halves of a pair run together."""
         sides = [self._side("chosen", self._spec.main_model, prompt)]
         if self._spec.mode == "dpo":
             sides.append(self._side("rejected", self._spec.rejected_model, prompt))
@@ -124,7 +123,6 @@ def row_record(config: GenerateConfig, dataset: str, row: Row) -> dict:
 
 
 def row_content(row: Row, mode: str) -> str:
-    """What must not occur twice in a dataset: a text whoever asked for it, else the prompt with its answers.
-    """
+    """What must not occur twice in a dataset: a text, else the prompt with its answers."""
     parts = [row.chosen] if mode == "text" else [row.prompt.text, row.chosen, row.rejected]
     return "\n".join(normalised(part) for part in parts)

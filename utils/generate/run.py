@@ -1,6 +1,5 @@
 """
-A whole generation run: providers opened, datasets filled side by side, stopped cleanly, nothing paid for
-lost.
+A whole generation run: providers opened, datasets filled side by side, nothing paid for lost.
 
     result = generate(config, partial, log=stage.log, stopping=lambda: stage.stopping)
     if result is None: ...      # a stop was asked for; the same command continues
@@ -11,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,46 +21,35 @@ from utils.generate.dataset import Dataset
 from utils.generate.errors import Draining
 from utils.generate.journal import CallJournal
 from utils.generate.teacher.process import offline_teacher
+from utils.generate.write import Generated, write_failures
 from utils.pipeline.errors import ConfigError
 
 LOOK_SECONDS = 0.05
 PROGRESS_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What a run made: the datasets, tokens per model and step, and how many calls were new in this process.
-    """
-
-    datasets: list[Dataset]
-    usage: dict[str, dict[str, int]]
-    calls_made: int
-
-
 def generate(
     config: GenerateConfig, partial: Path, log: Callable[..., None], stopping: Callable[[], bool]
 ) -> Generated | None:
-    """Fill every dataset, or return None when `stopping` became true. Raises StageError when counts stay
-    short."""
+    """Fill every dataset; None when `stopping` became true. StageError when counts stay short."""
     keys = {name: api_key(name, provider) for name, provider in config.providers.items()}
     journal = CallJournal(partial / ".journal" / "calls.jsonl", config.journal)
     if len(journal):
         log(
-            "resuming",
+            "journal",
             f"{len(journal):,} replies are already paid for",
             replies=len(journal),
             damaged=journal.damaged,
         )
     try:
         with _endpoints(config) as addresses:
-            return asyncio.run(_Run(config, journal, keys, addresses, log, stopping).finish())
+            return asyncio.run(_Run(config, journal, keys, addresses, partial, log, stopping).finish())
     finally:
         journal.close()
 
 
 def api_key(name: str, provider: ProviderSpec) -> str:
-    """The key from the environment, "" for none; ConfigError when a host that is not this machine would get
-    none."""
+    """The key from the environment, "" for none; ConfigError when only a loopback host needs none."""
     key = os.environ.get(provider.api_key_env, "") if provider.api_key_env else ""
     if not key and provider.kind == "openai" and not _is_loopback(urlsplit(provider.base_url).hostname or ""):
         wanted = provider.api_key_env or "(api_key_env is empty)"
@@ -101,12 +88,14 @@ class _Run:
         journal: CallJournal,
         keys: dict[str, str],
         addresses: dict[str, str],
+        partial: Path,
         log: Callable[..., None],
         stopping: Callable[[], bool],
     ) -> None:
         self._config = config
         self._journal = journal
         self._keys, self._addresses = keys, addresses
+        self._partial = partial
         self._log, self._stopping = log, stopping
 
     async def finish(self) -> Generated | None:
@@ -135,6 +124,7 @@ class _Run:
     def _outcome(
         self, errors: list[BaseException], datasets: list[Dataset], calls: Calls
     ) -> Generated | None:
+        write_failures(datasets, self._partial)
         for error in errors:
             if not isinstance(error, Draining):
                 raise error
@@ -156,7 +146,7 @@ class _Run:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._stopping() and not self._closing.is_set():
-                self._log("stopping", f"{calls.under_way:,} calls in flight may finish; no new ones start")
+                self._log("stopping", "calls in flight may finish; no new ones start")
                 self._closing.set()
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()

@@ -7,16 +7,30 @@ No file holds a time, a speed or a count of retries: the same replies give the s
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.config.generate import GenerateConfig
 from utils.generate.dataset import Dataset
 from utils.generate.rows import row_record
-from utils.generate.run import Generated
 
 EXCERPT_CHARACTERS = 160
 SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a run made: the datasets, tokens per model and step, and how many calls were new."""
+
+    datasets: list[Dataset]
+    usage: dict[str, dict[str, int]]
+    calls_made: int
+
+
+def write_failures(datasets: list[Dataset], folder: Path) -> None:
+    """Which units were not accepted and why, in level order; also left behind when a run falls short."""
+    failures = [asdict(failure) for dataset in datasets for failure in dataset.failures]
+    _write_lines(folder / "failures.jsonl", failures)
 
 
 def write_outputs(config: GenerateConfig, generated: Generated, folder: Path) -> dict:
@@ -25,8 +39,7 @@ def write_outputs(config: GenerateConfig, generated: Generated, folder: Path) ->
     for name, rows in records.items():
         (folder / name).mkdir(exist_ok=True)
         _write_lines(folder / name / "dataset.jsonl", rows)
-    failures = [asdict(failure) for dataset in generated.datasets for failure in dataset.failures]
-    _write_lines(folder / "failures.jsonl", failures)
+    write_failures(generated.datasets, folder)
     metrics = {
         "datasets": {dataset.name: _counts(dataset) for dataset in generated.datasets},
         "usage": generated.usage,

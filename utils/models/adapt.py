@@ -10,7 +10,9 @@ adapter_model.safetensors and never weights of the base; the manifest says which
 """
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +87,16 @@ def add_adapter(model: nn.Module, shape: LoRAShape, token_rows: Sequence[int] = 
         task_type="CAUSAL_LM",
         trainable_token_indices=sorted(token_rows) or None,
     )
-    return get_peft_model(model, config)
+    with quiet():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT asks transformers for names it has deprecated; the reader of a log can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
@@ -142,7 +153,10 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 def attach_adapter(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """The model with the adapter of `folder`. UpstreamError when the two do not belong together."""
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
+        with quiet():
+            return PeftModel.from_pretrained(
+                model, str(folder), is_trainable=trainable, local_files_only=True
+            )
     except (RuntimeError, ValueError, KeyError) as problem:
         raise UpstreamError(f"the adapter in {folder.name} does not fit this base: {problem}") from problem
 

@@ -1,10 +1,12 @@
 """
-LLaMA models from an architecture file: `transformers.LlamaForCausalLM`, unforked, with our own initial weights.
+LLaMA models from an architecture file: `transformers.LlamaForCausalLM`, unforked, with our own initial
+weights.
 
-Evaluation, PEFT, merging, GGUF and serving then work on it unchanged. The weights are drawn by one generator in the order
-of the parameters' names, so a seed means the same model on one process and on many.
+Evaluation, PEFT, merging, GGUF and serving then work on it unchanged. The weights are drawn by one generator
+in the order of the parameters' names, so a seed means the same model on one process and on many.
 
-    model = build_llama(load_architecture("demo", REPOSITORY), vocab_size=4096, special_ids={"bos": 1, "eos": 2, "pad": 3})
+    architecture = load_architecture("demo", REPOSITORY)
+    model = build_llama(architecture, vocab_size=4096, special_ids={"bos": 1, "eos": 2, "pad": 3})
     initialise(model, architecture, seed=0)
 """
 
@@ -20,7 +22,9 @@ from utils.models.presets import initial_deviation
 
 
 def llama_config(architecture: Architecture, vocab_size: int, special_ids: dict[str, int]) -> LlamaConfig:
-    """The transformers config of an architecture; `special_ids` holds unk, bos, eos, pad (-1 or absent: none)."""
+    """
+    The transformers config of an architecture; `special_ids` holds unk, bos, eos, pad (-1 or absent: none).
+    """
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=vocab_size,
@@ -43,7 +47,10 @@ def llama_config(architecture: Architecture, vocab_size: int, special_ids: dict[
 def build_llama(
     architecture: Architecture, vocab_size: int, special_ids: dict[str, int], attention: str = "sdpa"
 ) -> LlamaForCausalLM:
-    """The model with weights as transformers leaves them; `initialise` draws ours. Works under the meta device too."""
+    """
+    The model with weights as transformers leaves them; `initialise` draws ours. Works under the meta device
+    too.
+    """
     config = llama_config(architecture, vocab_size, special_ids)
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention)
     trains_padding(model)
@@ -59,8 +66,8 @@ def trains_padding(model: nn.Module) -> None:
 @torch.no_grad()
 def initialise(model: nn.Module, architecture: Architecture, seed: int) -> None:
     """
-    Matrices N(0, s^2) with s = 0.02 min(1, sqrt(768 / d)), those that write into the residual stream times 1/sqrt(2 L)
-    (Radford 2019), norms 1; in name order from one generator.
+    Matrices N(0, s^2) with s = 0.02 min(1, sqrt(768 / d)), those that write into the residual stream times
+    1/sqrt(2 L) (Radford 2019), norms 1; in name order from one generator.
     """
     generator = torch.Generator().manual_seed(_seed_of("init", seed))
     deviation = initial_deviation(architecture)

@@ -7,10 +7,13 @@ Models between memory and disk: fp32 safetensors in transformers' own layout, to
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from utils.models.llama import trains_padding
 from utils.pipeline.errors import UpstreamError
@@ -20,23 +23,46 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json",
 
 def load_model(folder: Path, attention: str = "sdpa") -> PreTrainedModel:
     """The fp32 model in `folder`, never fetched from anywhere, never running code from the folder."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, trust_remote_code=False
-    )
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     trains_padding(model)
     return model
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json, generation_config.json and model.safetensors (fp32) into `folder`."""
-    model.save_pretrained(folder, max_shard_size="100GB")
+    with _quiet():
+        model.save_pretrained(folder, max_shard_size="100GB")
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer's files without re-saving them, and return their names. UpstreamError if the model is missing."""
+    """
+    Copy the tokenizer's files without re-saving them, and return their names. UpstreamError if the model is
+    missing.
+    """
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not {"tokenizer.model", "tokenizer.json"} & set(names):
-        raise UpstreamError(f"{source} holds no tokenizer.model and no tokenizer.json", fix="run stage 30 again")
+        raise UpstreamError(
+            f"{source} holds no tokenizer.model and no tokenizer.json", fix="run stage 30 again"
+        )
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars: only the stage's log speaks."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()

@@ -49,7 +49,10 @@ def count_parameters(architecture: Architecture, vocab_size: int) -> ParameterCo
 
 
 def flops_per_token(architecture: Architecture, vocab_size: int, sequence_length: int) -> float:
-    """Forward and backward: 6 per weight that multiplies a token (the head, not the lookup), 12 L a T for attention."""
+    """
+    Forward and backward: 6 per weight that multiplies a token (the head, not the lookup), 12 L a T for
+    attention.
+    """
     multiplied = count_parameters(architecture, vocab_size).body + vocab_size * architecture.hidden_size
     attention = architecture.num_heads * architecture.head_dim
     return 6 * multiplied + 12 * architecture.num_layers * attention * sequence_length
@@ -58,7 +61,9 @@ def flops_per_token(architecture: Architecture, vocab_size: int, sequence_length
 def quantizes_to_k(architecture: Architecture) -> bool:
     """Whether every row is a multiple of 256, the block of llama.cpp's K-quants."""
     attention = architecture.num_heads * architecture.head_dim
-    return all(rows % K_QUANT_BLOCK == 0 for rows in (architecture.hidden_size, architecture.ffn_size, attention))
+    return all(
+        rows % K_QUANT_BLOCK == 0 for rows in (architecture.hidden_size, architecture.ffn_size, attention)
+    )
 
 
 def initial_deviation(architecture: Architecture) -> float:
@@ -77,7 +82,10 @@ def auto_learning_rate(body: int) -> float:
 
 
 def auto_batch_tokens(total: int) -> int:
-    """Tokens per step: 32,768 at 23 M parameters, growing with the root of the size, a power of two in 2^13..2^19."""
+    """
+    Tokens per step: 32,768 at 23 M parameters, growing with the root of the size, a power of two in
+    2^13..2^19.
+    """
     exponent = round(math.log2(REFERENCE_BATCH_TOKENS * math.sqrt(total / REFERENCE_PARAMETERS)))
     return 2 ** min(max(exponent, 13), 19)
 
@@ -120,7 +128,8 @@ class TrainingPlan:
         """The budget as one line of arithmetic."""
         ratio, body_ratio = self.tokens / self.parameters.total, self.tokens / self.parameters.body
         return (
-            f"{readable(self.tokens)} tokens = {self.steps:,} steps x {self.batch_rows} rows x {self.row_tokens}; "
+            f"{readable(self.tokens)} tokens = "
+            f"{self.steps:,} steps x {self.batch_rows} rows x {self.row_tokens}; "
             f"{ratio:.2f} tokens/parameter ({body_ratio:.2f} without embeddings); "
             f"{self.epochs:.2f} epochs of {readable(self.dataset_rows * self.row_tokens)}"
         )
@@ -142,12 +151,15 @@ def plan_training(
         raise ConfigError(f'"global_batch_tokens": {wanted:,} is less than one row of {row_tokens:,} tokens')
     batch_rows = round(wanted / row_tokens)
     rows = sum(count for count, _ in datasets)
-    tokens = config.budget.value * {
-        "tokens": 1,
-        "steps": batch_rows * row_tokens,
-        "epochs": rows * row_tokens,
-        "tokens_per_parameter": parameters.total,
-    }[config.budget.unit]
+    tokens = (
+        config.budget.value
+        * {
+            "tokens": 1,
+            "steps": batch_rows * row_tokens,
+            "epochs": rows * row_tokens,
+            "tokens_per_parameter": parameters.total,
+        }[config.budget.unit]
+    )
     steps = max(1, math.ceil(tokens / (batch_rows * row_tokens)))
     asked = config.optimizer.learning_rate
     peak = auto_learning_rate(parameters.body) if asked == "auto" else asked
@@ -163,7 +175,8 @@ def _row_tokens(architecture: Architecture, name: str, lengths: set[int]) -> int
     (row_tokens,) = lengths
     if row_tokens > architecture.context_length_tokens:
         raise ConfigError(
-            f'"model": {name} declares a context of {architecture.context_length_tokens} tokens, the data has rows of {row_tokens}'
+            f'"model": {name} declares a context of {architecture.context_length_tokens} tokens, '
+            f"the data has rows of {row_tokens}"
         )
     return row_tokens
 

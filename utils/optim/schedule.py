@@ -4,7 +4,8 @@ Step -> learning rate, as a pure function of the config; processes and micro-bat
     schedule = Schedule.of(config.schedule, peak=1.1e-3, steps=195, beta2=0.95)
     schedule(0), schedule(194)              # first and last optimizer step
 
-Warm-up P (s + 1) / w for s < w: the first step is not zero and s = w - 1 is the peak. Then, with x = (s - w) / (S - w):
+Warm-up P (s + 1) / w for s < w: the first step is not zero and s = w - 1 is the peak. Then, with x = (s - w)
+/ (S - w):
 
     cosine    m + (P - m) (1 + cos pi x) / 2          linear    P + (m - P) x
     wsd       P until S - D, then m + (P - m) (1 - sqrt((s - S + D) / D))

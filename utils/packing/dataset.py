@@ -1,9 +1,9 @@
 """
 PackedDataset: rows of token ids from a stage-40 folder, memory-mapped.
 
-Opening checks headers, sizes and the pairing of .bin and .idx without reading the body, so it costs the same for 1 MB
-and 100 GB; an opened dataset pickles as its path. `rows` returns T + 1 ids a row and shifts nothing: the one place
-that makes inputs and targets of them is the training loss.
+Opening checks headers, sizes and the pairing of .bin and .idx without reading the body, so it costs the same
+for 1 MB and 100 GB; an opened dataset pickles as its path. `rows` returns T + 1 ids a row and shifts nothing:
+the one place that makes inputs and targets of them is the training loss.
 
     >>> data = PackedDataset(Path("data/demo/packed"), "train")
     >>> batch = data.rows([0, 5])
@@ -27,8 +27,9 @@ Split = Literal["train", "val"]
 class Batch(NamedTuple):
     """Rows of ids as numpy arrays [B, T + 1].
 
-    tokens int64; document int32, the number of the document in the split, -1 on padding; position int32, restarting
-    at 0 with each piece of a document. A target counts only where its document is that of its input.
+    tokens int64; document int32, the number of the document in the split, -1 on padding; position int32,
+    restarting at 0 with each piece of a document. A target counts only where its document is that of its
+    input.
     """
 
     tokens: np.ndarray
@@ -107,7 +108,9 @@ class PackedDataset:
         flat = starts[:, None] + np.arange(self.sequence_length + 1)
         document = np.searchsorted(self._offsets, flat, side="right") - 1
         position = flat - np.maximum(self._offsets[document], starts[:, None])
-        return Batch(self._tokens.ids[flat].astype(np.int64), document.astype(np.int32), position.astype(np.int32))
+        return Batch(
+            self._tokens.ids[flat].astype(np.int64), document.astype(np.int32), position.astype(np.int32)
+        )
 
     def _best_fit(self, indices: np.ndarray) -> Batch:
         width = self.sequence_length + 1
@@ -119,7 +122,9 @@ class PackedDataset:
         target, _ = _ranges(np.arange(len(indices)) * width, np.arange(len(indices)) * width + filled)
         pad = max(self.special.pad, 0)
         shape = (len(indices), width)
-        tokens, document, position = (np.full(shape[0] * width, fill, kind) for fill, kind in ((pad, "i8"), (-1, "i4"), (0, "i4")))
+        tokens, document, position = (
+            np.full(shape[0] * width, fill, kind) for fill, kind in ((pad, "i8"), (-1, "i4"), (0, "i4"))
+        )
         tokens[target] = self._tokens.ids[source]
         document[target] = (np.searchsorted(self._offsets, starts, side="right") - 1)[segment]
         position[target] = source - starts[segment]
@@ -128,28 +133,42 @@ class PackedDataset:
     def _check_pair(self, fingerprint: str) -> None:
         name, found = f"{self.split}.idx", self._index.fingerprint
         if found != self.fingerprint:
-            raise DataError(f"{name} was written with tokenizer {found[:12]}, {self.split}.bin with {self.fingerprint[:12]}")
+            raise DataError(
+                f"{name} was written with tokenizer {found[:12]}, "
+                f"{self.split}.bin with {self.fingerprint[:12]}"
+            )
         if int(self._offsets[-1]) != self.num_tokens:
-            raise DataError(f"{name} describes {int(self._offsets[-1]):,} ids, {self.split}.bin holds {self.num_tokens:,}")
+            raise DataError(
+                f"{name} describes {int(self._offsets[-1]):,} ids, {self.split}.bin holds {self.num_tokens:,}"
+            )
         if fingerprint and fingerprint != self.fingerprint:
-            raise UpstreamError(f"mismatched (tokenizer: data {self.fingerprint[:12]}, in use {fingerprint[:12]})")
+            raise UpstreamError(
+                f"mismatched (tokenizer: data {self.fingerprint[:12]}, in use {fingerprint[:12]})"
+            )
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the concatenation of range(start, end) for all pairs, and for each element the number of its pair."""
+    """
+    Return the concatenation of range(start, end) for all pairs, and for each element the number of its pair.
+    """
     lengths = ends - starts
     pair = np.repeat(np.arange(len(starts)), lengths)
     return np.arange(len(pair)) + (starts - (np.cumsum(lengths) - lengths))[pair], pair
 
 
 def verify_packed(folder: Path, split: Split) -> PackedDataset:
-    """Read a split in full: .bin against the digest in .idx, every id below vocab_size, BOS and EOS of each document."""
+    """
+    Read a split in full: .bin against the digest in .idx, every id below vocab_size, BOS and EOS of each
+    document.
+    """
     data = PackedDataset(folder, split)
     path = data.folder / f"{split}.bin"
     actual, expected = hash_files([path])[path].sha256, data._index.bin_sha256
     _check_ids(data)
     if actual != expected:
-        raise DataError(f"{split}.idx was written for another {path.name} (sha256 {expected[:12]}, found {actual[:12]})")
+        raise DataError(
+            f"{split}.idx was written for another {path.name} (sha256 {expected[:12]}, found {actual[:12]})"
+        )
     return data
 
 
@@ -164,7 +183,9 @@ def _check_ids(data: PackedDataset) -> None:
         wrong = np.flatnonzero(ids[positions] != value) if value >= 0 else []
         if len(wrong):
             at = int(positions[wrong[0]])
-            raise DataError(f"{name}: id {int(ids[at])} at {at:,}, expected {mark} {value} of document {int(wrong[0])}")
+            raise DataError(
+                f"{name}: id {int(ids[at])} at {at:,}, expected {mark} {value} of document {int(wrong[0])}"
+            )
     num_eos = int((ids == data.special.eos).sum())
     if num_eos != data.num_documents:
         raise DataError(f"{name}: {num_eos:,} EOS in {data.num_documents:,} documents")

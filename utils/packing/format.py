@@ -1,9 +1,9 @@
 """
 Token streams on disk: `.bin` (ids) and `.trained` (loss mask), both behind one 64-byte header.
 
-Every file of this room starts with `LOCKSTEP`, a kind and a version, so that a wrong or cut file is named at once
-instead of feeding noise to a model. All numbers are little-endian. Stages 60 and 80 write the same formats with the
-functions below; the indexes (`.idx`) that belong to the streams are in index.py.
+Every file of this room starts with `LOCKSTEP`, a kind and a version, so that a wrong or cut file is named at
+once instead of feeding noise to a model. All numbers are little-endian. Stages 60 and 80 write the same
+formats with the functions below; the indexes (`.idx`) that belong to the streams are in index.py.
 
     kind 1  TOKENS     u16 or u32 ids        train.bin
     kind 4  TRAINED    u8 per token, 0 or 1  train.trained
@@ -27,7 +27,12 @@ MAGIC = b"LOCKSTEP"
 VERSION = 1
 TOKENS, PACKED, ROWS, TRAINED = 1, 2, 3, 4
 BIN_HEADER = struct.Struct("<8sIIIIQ32s")
-_NOUNS = {TOKENS: "a packed dataset", PACKED: "an index of packed rows", ROWS: "an index of rows", TRAINED: "a loss mask"}
+_NOUNS = {
+    TOKENS: "a packed dataset",
+    PACKED: "an index of packed rows",
+    ROWS: "an index of rows",
+    TRAINED: "a loss mask",
+}
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,18 @@ def token_dtype(vocab_size: int, kind: int = TOKENS) -> np.dtype:
 class TokenWriter:
     """Append ids to a token stream; the header gets its count in `close`.
 
-    A killed writer leaves a header with count 0, so its file is refused. With `resume=True` it goes on at the end of
-    the file: the caller's journal has cut it back to the last committed byte.
+    A killed writer leaves a header with count 0, so its file is refused. With `resume=True` it goes on at the
+    end of the file: the caller's journal has cut it back to the last committed byte.
     """
 
-    def __init__(self, path: Path, vocab_size: int, fingerprint: str, kind: int = TOKENS, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, vocab_size: int, fingerprint: str, kind: int = TOKENS, resume: bool = False
+    ) -> None:
         self.path, self.vocab_size, self.fingerprint, self.kind = path, vocab_size, fingerprint, kind
         self.dtype = token_dtype(vocab_size, kind)
         self._limit = 2 if kind == TRAINED else vocab_size
         resume = resume and path.exists() and path.stat().st_size >= BIN_HEADER.size
-        self._file: BinaryIO = open(path, "r+b" if resume else "w+b")
+        self._file: BinaryIO = open(path, "r+b" if resume else "w+b")  # noqa: SIM115
         self._file.seek(0, 2)
         if not resume:
             self._write_header(0)
@@ -72,7 +79,10 @@ class TokenWriter:
     def append(self, ids: np.ndarray) -> None:
         """Append ids; each must lie in [0, vocab_size), or [0, 2) in a mask."""
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self._limit):
-            raise DataError(f"{self.path.name}: values run from {ids.min()} to {ids.max()}, allowed are 0 to {self._limit - 1}")
+            raise DataError(
+                f"{self.path.name}: values run from {ids.min()} to {ids.max()}, "
+                f"allowed are 0 to {self._limit - 1}"
+            )
         self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).tobytes())
 
     def flush(self) -> int:
@@ -91,11 +101,15 @@ class TokenWriter:
     def _write_header(self, count: int) -> None:
         item_bytes, fingerprint = self.dtype.itemsize, bytes.fromhex(self.fingerprint)
         self._file.seek(0)
-        self._file.write(BIN_HEADER.pack(MAGIC, self.kind, VERSION, item_bytes, self.vocab_size, count, fingerprint))
+        self._file.write(
+            BIN_HEADER.pack(MAGIC, self.kind, VERSION, item_bytes, self.vocab_size, count, fingerprint)
+        )
         self._file.seek(0, 2)
 
 
-def write_tokens(path: Path, parts: Iterable[np.ndarray], vocab_size: int, fingerprint: str, kind: int = TOKENS) -> int:
+def write_tokens(
+    path: Path, parts: Iterable[np.ndarray], vocab_size: int, fingerprint: str, kind: int = TOKENS
+) -> int:
     """Write a whole token stream (with kind=TRAINED a 0/1 mask) and return its number of items."""
     writer = TokenWriter(path, vocab_size, fingerprint, kind)
     for ids in parts:
@@ -108,7 +122,9 @@ def read_tokens(path: Path, kind: int = TOKENS) -> TokenFile:
     _, _, _, item_bytes, vocab_size, count, fingerprint = read_header(path, kind, BIN_HEADER)
     dtype = token_dtype(vocab_size, kind)
     if item_bytes != dtype.itemsize:
-        raise DataError(f"{path.name} says {item_bytes} bytes per id, {vocab_size:,} pieces need {dtype.itemsize}")
+        raise DataError(
+            f"{path.name} says {item_bytes} bytes per id, {vocab_size:,} pieces need {dtype.itemsize}"
+        )
     check_size(path, BIN_HEADER.size + count * item_bytes)
     ids = np.memmap(path, dtype, "r", BIN_HEADER.size, (count,)) if count else np.zeros(0, dtype)
     return TokenFile(path, vocab_size, fingerprint.hex(), ids)

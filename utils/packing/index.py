@@ -8,7 +8,7 @@ A 136-byte header, then sections padded to 8 bytes each, so that the whole file 
 
     >>> documents = Documents.of(lengths=[12, 30], ids=["0f" * 16, "1a" * 16], sources=[0, 0])
     >>> special = SpecialIds(bos=1, eos=2, pad=3)
-    >>> index = RowsIndex(special, tokenizer.fingerprint, bin_sha256, documents, weights=[1.0, 1.0], trained_counts=[5, 9])
+    >>> index = RowsIndex(special, fingerprint, bin_sha256, documents, weights, trained_counts)
     >>> write_rows_index(folder / "train.idx", index)
     >>> read_rows_index(folder / "train.idx").documents.offsets      # [0, 12, 42]
 """
@@ -120,7 +120,11 @@ def read_packed_index(path: Path) -> PackedIndex:
     sections = _Sections(path)
     documents, rows = sections.documents(num_documents), None
     if MODES[mode] == "best_fit":
-        rows = Rows(sections.take("<u8", num_rows + 1), sections.take("<u8", num_segments), sections.take("<u4", num_segments))
+        rows = Rows(
+            sections.take("<u8", num_rows + 1),
+            sections.take("<u8", num_segments),
+            sections.take("<u4", num_segments),
+        )
     sections.finish()
     _check_offsets(path, "document_offsets", documents.offsets, token_count)
     if rows:
@@ -185,7 +189,9 @@ class _Sections:
         return section.view(dtype)
 
     def documents(self, count: int) -> Documents:
-        return Documents(self.take("<u8", count + 1), self.take("u1", 16 * count).reshape(-1, 16), self.take("<u2", count))
+        return Documents(
+            self.take("<u8", count + 1), self.take("u1", 16 * count).reshape(-1, 16), self.take("<u2", count)
+        )
 
     def finish(self) -> None:
         check_size(self._path, self._offset)
@@ -197,7 +203,9 @@ def _check_offsets(path: Path, name: str, offsets: np.ndarray, end: int) -> None
         i = int(drops[0]) + 1
         raise DataError(f"{path.name}: {name}[{i}] = {offsets[i]:,} is below {offsets[i - 1]:,}")
     if int(offsets[0]) != 0 or int(offsets[-1]) != end:
-        raise DataError(f"{path.name}: {name} run from {offsets[0]:,} to {offsets[-1]:,}, expected 0 to {end:,}")
+        raise DataError(
+            f"{path.name}: {name} run from {offsets[0]:,} to {offsets[-1]:,}, expected 0 to {end:,}"
+        )
 
 
 def _check_segments(path: Path, document_offsets: np.ndarray, rows: Rows) -> None:
@@ -207,4 +215,6 @@ def _check_segments(path: Path, document_offsets: np.ndarray, rows: Rows) -> Non
     bad = np.flatnonzero(ends > document_offsets[next_document])
     if len(bad):
         i = int(bad[0])
-        raise DataError(f"{path.name}: segment {i} (ids {starts[i]:,} to {ends[i]:,}) is outside its document")
+        raise DataError(
+            f"{path.name}: segment {i} (ids {starts[i]:,} to {ends[i]:,}) is outside its document"
+        )

@@ -1,14 +1,15 @@
 """
 Mixture: the deterministic, infinite order of rows in which training reads one or several datasets.
 
-Which dataset gives draw k is exact quota arithmetic in integers, which row of it is a keyed permutation: no table in
-memory, no library random stream that may change, and resuming costs nothing. A step takes the next `batch_rows`
-draws; the ranks share them in equal slices, so the rows of a step do not depend on the number of processes.
+Which dataset gives draw k is exact quota arithmetic in integers, which row of it is a keyed permutation: no
+table in memory, no library random stream that may change, and resuming costs nothing. A step takes the next
+`batch_rows` draws; the ranks share them in equal slices, so the rows of a step do not depend on the number of
+processes.
 
     >>> mixture = Mixture([MixtureSource(num_rows, packed.output_digest, weight=1.0)], seed=0, batch_rows=32)
     >>> draws = mixture.next_step(rank=0, num_ranks=1)           # draws.dataset, draws.row: int64 [32]
     >>> batch = read_draws([dataset], draws)                     # any objects with rows(indices) -> Batch
-    >>> mixture.cursor()                                         # a dict for the checkpoint; mixture.restore(cursor)
+    >>> mixture.cursor()                                         # for the checkpoint; mixture.restore(cursor)
 """
 
 import hashlib
@@ -49,12 +50,16 @@ class HasRows(Protocol):
 
 
 class Mixture:
-    """The row order of a run. ConfigError for an empty dataset, a weight of 0, or a batch no rank can share."""
+    """
+    The row order of a run. ConfigError for an empty dataset, a weight of 0, or a batch no rank can share.
+    """
 
     def __init__(self, sources: Sequence[MixtureSource], seed: int, batch_rows: int) -> None:
         for i, source in enumerate(sources):
             if source.num_rows < 1 or not source.weight > 0:
-                raise ConfigError(f"data.{i} has {source.num_rows} rows and weight {source.weight}; both must be above 0")
+                raise ConfigError(
+                    f"data.{i} has {source.num_rows} rows and weight {source.weight}; both must be above 0"
+                )
         self.sources, self.seed, self.batch_rows = list(sources), seed, batch_rows
         self._shares = integer_weights([source.weight for source in sources])
         self._counts = [0] * len(sources)
@@ -70,7 +75,9 @@ class Mixture:
     def next_step(self, rank: int = 0, num_ranks: int = 1) -> Draws:
         """Advance by one step and return the part of its rows that belongs to `rank`."""
         if self.batch_rows % num_ranks:
-            raise ConfigError(f"a global batch of {self.batch_rows} rows cannot be shared by {num_ranks} processes")
+            raise ConfigError(
+                f"a global batch of {self.batch_rows} rows cannot be shared by {num_ranks} processes"
+            )
         draws = self._draw(self.batch_rows)
         size = self.batch_rows // num_ranks
         mine = slice(rank * size, (rank + 1) * size)
@@ -105,7 +112,9 @@ class Mixture:
     def _next_dataset(self) -> int:
         """Return the dataset with the largest (k + 1) W - count 2^32 for draw k, ties to the lowest index."""
         k = self.rows_drawn
-        debts = [(k + 1) * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)]
+        debts = [
+            (k + 1) * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)
+        ]
         return debts.index(max(debts))
 
 
@@ -122,7 +131,9 @@ def read_draws(datasets: Sequence[HasRows], draws: Draws) -> Batch:
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Return integers in proportion to the weights that sum to 2^32; what rounding leaves goes to the first."""
+    """
+    Return integers in proportion to the weights that sum to 2^32; what rounding leaves goes to the first.
+    """
     total = sum(Fraction(weight) for weight in weights)
     shares = [int(Fraction(weight) * _ONE / total) for weight in weights]
     shares[0] += _ONE - sum(shares)
@@ -130,7 +141,9 @@ def integer_weights(weights: Sequence[float]) -> list[int]:
 
 
 def _rows_of(source: MixtureSource, seed: int, first: int, last: int) -> np.ndarray:
-    """Return the rows of draws `first` up to `last` of one dataset: each epoch is a permutation of all its rows."""
+    """
+    Return the rows of draws `first` up to `last` of one dataset: each epoch is a permutation of all its rows.
+    """
     n = np.arange(first, last)
     rows = np.empty(len(n), np.int64)
     for epoch in range(first // source.num_rows, (max(last, first + 1) - 1) // source.num_rows + 1):
@@ -144,8 +157,8 @@ def permute(indices: np.ndarray | Sequence[int], num_rows: int, key: str) -> np.
     """
     Permute indices of [0, num_rows) by a four-round Feistel network keyed with SHA-256(key).
 
-    The network permutes the next even power of two; values outside [0, num_rows) walk on until they are inside, which
-    takes less than four rounds of the loop on average.
+    The network permutes the next even power of two; values outside [0, num_rows) walk on until they are
+    inside, which takes less than four rounds of the loop on average.
     """
     half = np.uint64(max(1, ((num_rows - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

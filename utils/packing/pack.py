@@ -1,11 +1,11 @@
 """
 Packing: blocks of corpus rows -> token ids in shard order, with a journal, then rows.
 
-The script hands in rows and an encoder; workers tokenise blocks, the coordinator appends. Every appended block is
-committed, so a killed run goes on at the last block and ends in the same bytes.
+The script hands in rows and an encoder; workers tokenise blocks, the coordinator appends. Every appended
+block is committed, so a killed run goes on at the last block and ends in the same bytes.
 
     >>> packer = SplitPacker(stage.partial, "train", layout, journal, max_tokens=0)
-    >>> for block in blocks[packer.blocks_done:]:
+    >>> for block in read_blocks(corpus, split, packer.rows_done):
     ...     if not packer.append(encode_rows(tokenizer.encode_text, special, block)):
     ...         break                                    # max_tokens reached
     >>> packer.finish()                                  # writes train.idx, returns a SplitReport
@@ -58,7 +58,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """The documents of one block: ids back to back, and per document its length, characters, id and source."""
+    """
+    The documents of one block: ids back to back, and per document its length, characters, id and source.
+    """
 
     ids: np.ndarray
     lengths: list[int]
@@ -83,9 +85,9 @@ class SplitReport:
     def line(self) -> str:
         """One line for the terminal."""
         return (
-            f"{self.documents:,} documents, {self.tokens:,} tokens ({self.chars_per_token:.2f} characters each), "
-            f"{self.rows:,} rows, {self.padding_fraction:.2%} padding, {self.cut_documents:,} documents cut that would fit, "
-            f"{self.unused_tokens:,} tokens unused"
+            f"{self.documents:,} documents, {self.tokens:,} tokens of {self.chars_per_token:.2f} characters, "
+            f"{self.rows:,} rows, {self.padding_fraction:.2%} padding, "
+            f"{self.cut_documents:,} documents cut that would fit, {self.unused_tokens:,} tokens unused"
         )
 
 
@@ -97,7 +99,11 @@ def encode_rows(encode: Encode, special: SpecialIds, block: Block) -> EncodedBlo
     documents = [np.concatenate([bos, ids, [special.eos]]).astype(np.uint32) for ids in encode(texts)]
     ids = np.concatenate(documents) if documents else np.zeros(0, np.uint32)
     return EncodedBlock(
-        ids, [len(d) for d in documents], [len(t) for t in texts], [r["id"] for r in rows], [r["source"] for r in rows]
+        ids,
+        [len(d) for d in documents],
+        [len(t) for t in texts],
+        [r["id"] for r in rows],
+        [r["source"] for r in rows],
     )
 
 
@@ -108,13 +114,13 @@ class SplitPacker:
         self._folder, self._split, self._layout = folder, split, layout
         self._journal, self._max_tokens = journal, max_tokens
         done = [record for record in journal.records if record["split"] == split]
-        self.blocks_done = len(done)
+        self.rows_done: int = done[-1]["rows"] if done else 0
         self.full = bool(done) and done[-1]["full"]
         self._characters: int = done[-1]["characters"] if done else 0
         self._bin, self._entries_path = folder / f"{split}.bin", folder / ".journal" / f"{split}.documents"
         self._writer = TokenWriter(self._bin, layout.vocab_size, layout.fingerprint, resume=bool(done))
         self._entries_path.parent.mkdir(exist_ok=True)
-        self._entries = open(self._entries_path, "ab" if done else "wb")
+        self._entries = open(self._entries_path, "ab" if done else "wb")  # noqa: SIM115
 
     def append(self, block: EncodedBlock) -> bool:
         """Append a block and commit it; False when the split holds as many tokens as it may."""
@@ -124,6 +130,7 @@ class SplitPacker:
         self._entries.write(self._describe(block, count).tobytes())
         self._entries.flush()
         self._characters += sum(block.characters[:count])
+        self.rows_done += count
         self._commit()
         return not self.full
 
@@ -131,18 +138,26 @@ class SplitPacker:
         """Return how many documents of the block fit below max_tokens."""
         if not self._max_tokens:
             return len(lengths)
-        return int(np.searchsorted(np.cumsum(lengths), self._max_tokens - self._writer.num_tokens, side="right"))
+        return int(
+            np.searchsorted(np.cumsum(lengths), self._max_tokens - self._writer.num_tokens, side="right")
+        )
 
     def _describe(self, block: EncodedBlock, count: int) -> np.ndarray:
         entries = np.zeros(count, _ENTRY)
         entries["length"] = block.lengths[:count]
-        entries["id"] = np.frombuffer(bytes.fromhex("".join(block.document_ids[:count])), "u1").reshape(-1, 16)
+        entries["id"] = np.frombuffer(bytes.fromhex("".join(block.document_ids[:count])), "u1").reshape(
+            -1, 16
+        )
         entries["source"] = [self._layout.sources.index(name) for name in block.sources[:count]]
         return entries
 
     def _commit(self) -> None:
-        ends = {self._bin.name: self._writer.flush(), f".journal/{self._entries_path.name}": self._entries.tell()}
-        record = {"split": self._split, "characters": self._characters, "full": self.full}
+        ends = {
+            self._bin.name: self._writer.flush(),
+            f".journal/{self._entries_path.name}": self._entries.tell(),
+        }
+        record = {"split": self._split, "rows": self.rows_done, "characters": self._characters}
+        record |= {"full": self.full}
         self._journal.commit(record | {"ends": ends})
 
     def finish(self) -> SplitReport:
@@ -154,7 +169,10 @@ class SplitPacker:
         documents = Documents(offsets, entries["id"], entries["source"])
         rows, num_rows = self._rows(offsets, num_tokens)
         if not num_rows:
-            raise DataError(f"{self._split} has {num_tokens:,} tokens, not enough for one row of {self._layout.sequence_length:,}")
+            raise DataError(
+                f"{self._split} has {num_tokens:,} tokens, "
+                f"not enough for one row of {self._layout.sequence_length:,}"
+            )
         self._write_index(documents, rows, num_rows)
         return self._report(documents, num_rows)
 
@@ -167,7 +185,14 @@ class SplitPacker:
     def _write_index(self, documents: Documents, rows: Rows | None, num_rows: int) -> None:
         layout, bin_sha256 = self._layout, hash_files([self._bin])[self._bin].sha256
         index = PackedIndex(
-            layout.mode, layout.sequence_length, num_rows, layout.special, layout.fingerprint, bin_sha256, documents, rows
+            layout.mode,
+            layout.sequence_length,
+            num_rows,
+            layout.special,
+            layout.fingerprint,
+            bin_sha256,
+            documents,
+            rows,
         )
         write_packed_index(self._folder / f"{self._split}.idx", index)
 
@@ -177,7 +202,9 @@ class SplitPacker:
         padding, cut, unused = 0.0, 0, 0
         if self._layout.mode == "concat":
             unused = num_tokens - (num_rows * length + 1)
-            cut = int(((lengths <= length + 1) & (offsets[:-1] // length != (offsets[1:] - 2) // length)).sum())
+            cut = int(
+                ((lengths <= length + 1) & (offsets[:-1] // length != (offsets[1:] - 2) // length)).sum()
+            )
         else:
             repeated = int(np.maximum(0, -(-(lengths - 1) // length) - 1).sum())
             padding = 1 - (num_tokens + repeated) / (num_rows * (length + 1))
@@ -186,7 +213,14 @@ class SplitPacker:
         tokens_by_source = {name: int(n) for name, n in zip(self._layout.sources, by_source, strict=True)}
         chars_per_token = self._characters / max(1, num_tokens - marks)
         return SplitReport(
-            len(documents), num_tokens, num_rows, round(padding, 4), cut, unused, round(chars_per_token, 4), tokens_by_source
+            len(documents),
+            num_tokens,
+            num_rows,
+            round(padding, 4),
+            cut,
+            unused,
+            round(chars_per_token, 4),
+            tokens_by_source,
         )
 
 
@@ -209,7 +243,8 @@ def check_padding(report: SplitReport, max_padding_fraction: float) -> None:
     """DataError when more of the training rows is padding than allowed."""
     if report.padding_fraction > max_padding_fraction:
         raise DataError(
-            f"{report.padding_fraction:.1%} of the training rows would be padding (max_padding_fraction {max_padding_fraction})",
+            f"{report.padding_fraction:.1%} of the training rows would be padding "
+            f"(max_padding_fraction {max_padding_fraction})",
             fix="choose another sequence_length_tokens, or mode concat",
         )
 
@@ -218,9 +253,10 @@ def check_disjoint(train: PackedDataset, val: PackedDataset) -> None:
     """Prove on ids that no document is in both splits."""
     both = np.intersect1d(_as_scalars(train.document_ids), _as_scalars(val.document_ids))
     if len(both):
-        raise DataError(f"{len(both):,} documents are in train and in val, the first is {both[0].tobytes().hex()}")
+        raise DataError(
+            f"{len(both):,} documents are in train and in val, the first is {both[0].tobytes().hex()}"
+        )
 
 
 def _as_scalars(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ids).view("V16").reshape(-1)
-

@@ -1,12 +1,13 @@
 """
 Row planning: which pieces of which documents share a row, decided from lengths alone.
 
-A row of T tokens holds T + 1 ids, because inputs are ids [0, T) and targets ids [1, T]. `best_fit` cuts a document
-into pieces of T + 1 ids that overlap by one id, so that every transition inside a document is a target exactly once an
-epoch and no transition between documents is. It never cuts a document that fits and never throws an id away.
+A row of T tokens holds T + 1 ids, because inputs are ids [0, T) and targets ids [1, T]. `best_fit` cuts a
+document into pieces of T + 1 ids that overlap by one id, so that every transition inside a document is a
+target exactly once an epoch and no transition between documents is. It never cuts a document that fits and
+never throws an id away.
 
-    >>> plan = plan_best_fit([300, 40, 210], row_tokens=511)     # also used by stages 70 and 90, for whole conversations
-    >>> plan.row(0)                                              # array([0, 2]): items of row 0, longest first
+    >>> plan = plan_best_fit([300, 40, 210], row_tokens=511)   # stages 70 and 90 plan conversations with it
+    >>> plan.row(0)                                            # array([0, 2]): items of row 0, longest first
 """
 
 from bisect import bisect_left, insort
@@ -21,7 +22,9 @@ from utils.pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Items of row r are items[row_offsets[r] : row_offsets[r + 1]], in the order in which they were placed."""
+    """
+    Items of row r are items[row_offsets[r] : row_offsets[r + 1]], in the order in which they were placed.
+    """
 
     row_offsets: np.ndarray
     items: np.ndarray
@@ -35,10 +38,12 @@ class RowPlan:
 
 def plan_best_fit(lengths: np.ndarray, row_tokens: int, order: np.ndarray | None = None) -> RowPlan:
     """
-    Place items, longest first, into the fullest row that still fits; among equally full rows the lowest takes it.
+    Place items, longest first, into the fullest row that still fits; among equally full rows the lowest takes
+    it.
 
-    `lengths` are ids per item, a row takes `row_tokens` + 1 of them. Items of equal length go in the order of `order`
-    (a permutation; default: as given). DataError when an item is longer than a row. O(n log row_tokens).
+    `lengths` are ids per item, a row takes `row_tokens` + 1 of them. Items of equal length go in the order of
+    `order` (a permutation; default: as given). DataError when an item is longer than a row. O(n log
+    row_tokens).
     """
     lengths = np.asarray(lengths, np.int64)
     capacity = row_tokens + 1
@@ -53,7 +58,9 @@ def plan_best_fit(lengths: np.ndarray, row_tokens: int, order: np.ndarray | None
 
 
 def _place(lengths: list[int], capacity: int) -> np.ndarray:
-    """Return the row of each item; `free` lists the distinct free spaces, `rows_with` the rows that have them."""
+    """
+    Return the row of each item; `free` lists the distinct free spaces, `rows_with` the rows that have them.
+    """
     rows_with: dict[int, list[int]] = {}
     free: list[int] = []
     row_of = np.empty(len(lengths), np.int64)
@@ -79,7 +86,9 @@ def _place(lengths: list[int], capacity: int) -> np.ndarray:
 
 
 def best_fit_rows(offsets: np.ndarray, row_tokens: int) -> Rows:
-    """Build the rows of a stream of documents: full pieces first, in stream order, then the rows of remainders."""
+    """
+    Build the rows of a stream of documents: full pieces first, in stream order, then the rows of remainders.
+    """
     starts, lengths = _pieces(np.asarray(offsets, np.int64), row_tokens)
     full = lengths == row_tokens + 1
     rest_starts, rest_lengths = starts[~full], lengths[~full]
@@ -92,7 +101,9 @@ def best_fit_rows(offsets: np.ndarray, row_tokens: int) -> Rows:
 
 
 def _pieces(offsets: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut documents into pieces of row_tokens + 1 ids that overlap by one; a document of one id stays one piece."""
+    """
+    Cut documents into pieces of row_tokens + 1 ids that overlap by one; a document of one id stays one piece.
+    """
     lengths = np.diff(offsets)
     num_pieces = np.maximum(1, -(-(lengths - 1) // row_tokens))
     document = np.repeat(np.arange(len(lengths)), num_pieces)

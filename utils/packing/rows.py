@@ -1,11 +1,11 @@
 """
 Whole conversations on disk: ids, loss mask and index of one split, as stages 60 and 80 write them.
 
-Unlike a packed dataset nothing is cut into rows here; stages 70 and 90 plan their rows from the lengths, so
-another row length does not mean preparing the data again.
+Nothing is cut into rows here: stages 70 and 90 plan their rows from the lengths, so another row length does
+not mean preparing the data again.
 
-    >>> writer = RowsWriter(folder, "train", vocab_size=4096, fingerprint=tokenizer.fingerprint,
-    special=SpecialIds(1, 2, 3)) >>> writer.append("0f" * 16, ids, trained, source=0)
+    >>> writer = RowsWriter(folder, "train", 4096, tokenizer.fingerprint, SpecialIds(bos=1, eos=2, pad=3))
+    >>> writer.append("0f" * 16, ids, trained, source=0)
     >>> writer.close()                                   # train.bin, train.trained, train.idx
     >>> RowsDataset(folder, "train").document(0)         # (ids, trained)
 """

@@ -28,6 +28,7 @@ from utils.pipeline.manifest import Manifest
 from utils.pipeline.proof import Proof, prove_inputs
 from utils.pipeline.refusal import build_command
 from utils.pipeline.seal import (
+    SCRATCH,
     STATE,
     TAMPERED,
     partial_of,
@@ -274,7 +275,7 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
     """Look at the inputs once more, write the manifest last, move the folder into place (P22, P28)."""
     _second_look(build)
     fields = build.fields(metrics, tokenizer or build.proof.tokenizer, rates, started)
-    manifest = write_manifest(build.partial, fields, build.workspace)
+    manifest = write_manifest(build.partial, fields, build.workspace, SCRATCH)
     remove_scratch(build.partial)
     publish(build.output, TAMPERED if build.keep_tampered else "")
     log.path = build.output / "log" / "events.jsonl"

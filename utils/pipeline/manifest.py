@@ -224,7 +224,7 @@ def _parse(path: Path) -> tuple[dict | None, str]:
         return None, f"cannot be read: {error.strerror}"
     if not isinstance(raw, dict):
         return None, "not valid JSON: not an object"
-    return (raw, "") if _depth(raw) <= MAX_DEPTH else (None, f"more than {MAX_DEPTH} levels deep")
+    return (None, f"more than {MAX_DEPTH} levels deep") if _deeper_than(raw, MAX_DEPTH) else (raw, "")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -238,12 +238,9 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _depth(value: object) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+def _deeper_than(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper_than(item, levels - 1) for item in inner))
 
 
 def files_in(folder: Path) -> Iterator[str]:

@@ -214,7 +214,7 @@ def plan(nodes: Iterable[Node], verifier: Verifier) -> list[Step]:
 def fix_of(judged: Judged) -> str:
     """The command that mends one row of `status`."""
     path = judged.node.loaded.path
-    if judged.verdict.kind == "tampered":
+    if judged.verdict.kind in ("tampered", "mismatched"):
         return build_command(judged.node.stage, path, force=True)
     return run_command(judged.node.stage, path)
 

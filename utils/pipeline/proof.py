@@ -100,9 +100,7 @@ class _Case:
                 elif not link.verdict.good:
                     self.used.append(self._waiver(link.stage, role, link.verdict))
 
-    def _refuse_first(
-        self, chains: Mapping[str, Sequence[Link]], refused: Callable[[Verdict], bool]
-    ) -> None:
+    def _refuse_first(self, chains: Mapping[str, Sequence[Link]], refused: Callable[[Verdict], bool]) -> None:
         bad = [(role, link) for role, links in chains.items() for link in links if refused(link.verdict)]
         if bad:
             role, worst_link = min(bad, key=lambda row: row[1].verdict.rank)

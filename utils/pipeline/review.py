@@ -30,6 +30,10 @@ class Row:
     depth: int
     verdict: Verdict
     note: str = ""
+    checked: bool = True  # False for an ancestor that is not on disk
+
+    def __str__(self) -> str:
+        return f"{self.verdict}   {self.note}".rstrip() if self.checked else self.note
 
     def as_dict(self) -> dict:
         return asdict(self) | {"verdict": str(self.verdict)}
@@ -94,7 +98,7 @@ def _row(link: Link, links: list[Link], workspace: Workspace, deeper: int = 0) -
     path = workspace.relative(link.folder)
     if not link.on_disk:
         note = f"not on disk, not checked (archived manifest {link.archived[:12]})"
-        return Row(link.stage, link.depth + deeper, link.verdict, note)
+        return Row(link.stage, link.depth + deeper, link.verdict, note, checked=False)
     waivers = [waiver for other in links if other.manifest for waiver in other.manifest.waivers]
     return Row(link.stage or path, link.depth + deeper, apply_waivers(link, waivers).verdict, path)
 
@@ -118,11 +122,11 @@ def explain(folder: Path, workspace: Workspace) -> Iterable[str]:
     verdict = apply_waivers(own, manifest.waivers).verdict
     yield f"{manifest.stage}  {manifest.output_digest[:12]}  {verdict}"
     names = display_roles({record.role for record in manifest.inputs})
-    for record in manifest.inputs:
-        yield f"  {names[record.role]:<10} {record.path} {_became(record, verifier)}"
-    for source in manifest.sources:
-        yield f"  {'source':<10} {source.name}: {source.id}, {len(source.files)} files"
-    yield f"  {'code':<10} {_code_line(manifest, workspace)}"
+    rows = [(names[record.role], f"{record.path} {_became(record, verifier)}") for record in manifest.inputs]
+    rows += [("source", f"{one.name}: {one.id}, {len(one.files)} files") for one in manifest.sources]
+    name, text = rows.pop() if rows else ("inputs", "none")
+    rows.append((name, f"{text}; code: {_code_line(manifest, workspace)}"))
+    yield from (f"  {name:<10} {text}" for name, text in rows)
     for waiver in manifest.waivers:
         what = f"{waiver['verdict']} {waiver['component']} of {waiver['stage']}"
         yield f"  {'allowed':<10} {what}: {waiver['reason']}"
@@ -152,7 +156,7 @@ def _code_line(manifest: Manifest, workspace: Workspace) -> str:
     if not script.is_file():
         return "no script here to compare with"
     changed = changed_modules(manifest.code, script, workspace.root)
-    return f"changed since: {', '.join(changed)}" if changed else "same modules"
+    return f"changed {', '.join(changed)}" if changed else "same modules"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ right.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from utils.pipeline.guards import GUARDS, MANIFEST
@@ -22,7 +22,7 @@ from utils.pipeline.workspace import Workspace
 
 STATE = "state.json"
 TAMPERED = ".tampered"
-SCRATCH = (STATE, STATE + ".new", MANIFEST + ".tmp")
+SCRATCH = (STATE, STATE + ".new", MANIFEST + ".tmp", JOURNAL_FOLDER)  # of a build folder
 
 
 def partial_of(output: Path) -> Path:
@@ -41,12 +41,14 @@ def read_state(partial: Path) -> dict | None:
         return None
 
 
-def write_manifest(folder: Path, fields: dict, workspace: Workspace) -> Manifest:
+def write_manifest(
+    folder: Path, fields: dict, workspace: Workspace, scratch: Collection[str] = ()
+) -> Manifest:
     """
-    Hash what is in `folder`, write its manifest last, keep a copy in the archive. `fields` is all but
-    outputs and digests.
+    Hash what is in `folder` but for `scratch`, write its manifest last, keep a copy in the archive.
+    `fields` is all but outputs and digests.
     """
-    outputs = _hash_outputs(folder)
+    outputs = _hash_outputs(folder, scratch)
     raw = (
         {"schema_version": 1} | fields | {"outputs": outputs, "output_digest": compute_output_digest(outputs)}
     )
@@ -61,8 +63,8 @@ def write_manifest(folder: Path, fields: dict, workspace: Workspace) -> Manifest
     return Manifest.from_raw(raw)
 
 
-def _hash_outputs(folder: Path) -> list[dict]:
-    paths = sorted(path for path in files_in(folder) if not _is_scratch(path))
+def _hash_outputs(folder: Path, scratch: Collection[str]) -> list[dict]:
+    paths = sorted(path for path in files_in(folder) if path.split("/")[0] not in scratch)
     for path in paths:
         sync_file(folder / path)
     found = hash_files(folder / path for path in paths)
@@ -70,14 +72,10 @@ def _hash_outputs(folder: Path) -> list[dict]:
     return [{"path": path, "bytes": row.bytes, "sha256": row.sha256} for path, row in rows]
 
 
-def _is_scratch(path: str) -> bool:
-    return path in SCRATCH or path.split("/")[0] == JOURNAL_FOLDER
-
-
 def remove_scratch(folder: Path) -> None:
     """Drop what only the build needed: its journal and its state."""
     shutil.rmtree(folder / JOURNAL_FOLDER, ignore_errors=True)
-    for name in SCRATCH:
+    for name in SCRATCH[:-1]:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -161,9 +161,7 @@ def execute(
             stop = stack.enter_context(StopRequest())
             return _run(name, config_class, main, arguments, workspace, ranks, log, stop, stack, started)
     except Stopped as stopped:
-        log.event(
-            "stopped", f"everything committed is kept; rerun to continue (exit {stopped.exit_code})"
-        )
+        log.event("stopped", f"everything committed is kept; rerun to continue (exit {stopped.exit_code})")
         return stopped.exit_code
     except LockstepError as error:
         event = "refused" if error.exit_code == 3 else "failed"

@@ -89,7 +89,10 @@ def encode_probes(processor: object) -> list[list[int]]:
 
 
 def pieces_of(processor: object) -> list[list]:
-    """[[piece, score, type], ...] in id order, types numbered as in SentencePiece's own model file."""
+    """
+    [[piece, score, type], ...] in id order, types numbered as in SentencePiece's own model file. The library
+    does not tell user-defined pieces (4) from normal ones (1), so both are 1 here.
+    """
     return [
         [processor.id_to_piece(index), processor.get_score(index), _piece_type(processor, index)]
         for index in range(processor.get_piece_size())

@@ -1,8 +1,8 @@
 """
 What preference training did, in numbers over held-out pairs, and the check that it starts where it must.
 
-    measured = measure(lp, reference, partial(dpo_loss, beta=0.1))     # float64 arrays [P, 2]: chosen,
-    rejected measured["accuracy"], measured["accuracy_low"], measured["accuracy_high"]
+    measured = measure(lp, reference, partial(dpo_loss, beta=0.1))     # arrays [P, 2]: chosen, rejected
+    measured["accuracy"], measured["accuracy_low"], measured["accuracy_high"]
     check_start(measured["val_loss"], dpo_start(), "fp32")
 """
 
@@ -59,6 +59,7 @@ def check_start(loss: float, expected: float, precision: str) -> None:
     """StageError unless the loss before the first update is what policy = reference gives (Q18)."""
     if not abs(loss - expected) <= START_TOLERANCE[precision]:
         raise StageError(
-            f"self-test: the loss before the first update is {loss:.6f}, but with policy = reference it is {expected:.6f}",
+            f"self-test: the loss before the first update is {loss:.6f}, "
+            f"with policy = reference it is {expected:.6f}",
             fix="the reference is not the model that training starts from; rerun with --resume never",
         )

@@ -1,9 +1,7 @@
 """
-Reference log-probabilities: computed once, kept beside the unfinished build, used for every step and every
-resume.
+Reference log-probabilities: computed once, kept beside the unfinished build, the same for every resume.
 
-    logps = cached(stage.partial, "train.0", compute)        # float64 [pairs, 2]; compute() runs the first
-    time only
+    logps = cached(stage.partial, "train.0", compute)        # float64 [pairs, 2]; compute() runs once
 """
 
 import os
@@ -12,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-SCRATCH = ".journal"  # never an output; an unfinished build of another key is never continued, so no key is needed here
+# Never an output. An unfinished build is only continued under its own key, so the file needs none.
+SCRATCH = ".journal"
 
 
 def cached(partial: Path, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """
 One way to make a model write, whether it is a checkpoint or a GGUF file.
 
-An engine turns token ids into the logits of the next token and keeps a key/value cache; everything above that, sampling,
-stopping and text, is shared, so both kinds stop at the same ids and stream the same characters.
+An engine turns token ids into the logits of the next token and keeps a key/value cache; everything above
+that, sampling, stopping and text, is shared, so both kinds stop at the same ids and stream the same
+characters.
 
     engine = GGUFEngine(Path("checkpoints/demo/gguf/model-q8_0.gguf"))
     answer = Generation(engine, prompt_ids, Sampling(max_tokens=100))
@@ -73,7 +74,9 @@ class Generation:
 
     def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling) -> None:
         if len(prompt) >= engine.context_tokens:
-            raise ValueError(f"the prompt has {len(prompt)} tokens, the model's context {engine.context_tokens}")
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, the model's context {engine.context_tokens}"
+            )
         self.engine = engine
         self.prompt = list(map(int, prompt))
         self.sampling = sampling
@@ -141,7 +144,9 @@ class CheckpointEngine:
 
         with torch.inference_mode():
             tokens = torch.tensor([list(ids)], device=self.model.device)
-            output = self.model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            output = self.model(
+                input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
         self._cache = output.past_key_values
         return output.logits[0, -1].float().cpu().numpy()
 
@@ -158,10 +163,16 @@ class GGUFEngine:
         _silence_llama_cpp()
         try:
             self._llama = llama_cpp.Llama(
-                model_path=str(path), n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, verbose=False
+                model_path=str(path),
+                n_ctx=context_tokens,
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
             )
         except ValueError as error:
-            raise StageError(f"llama.cpp cannot load {path}: {error}", fix="convert the model again with stage 120") from None
+            raise StageError(
+                f"llama.cpp cannot load {path}: {error}", fix="convert the model again with stage 120"
+            ) from None
         self._library = llama_cpp
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
         self.metadata: dict[str, str] = self._llama.metadata

@@ -13,7 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a request may set; `top_k` 0 and `top_p` 1 keep every token, `temperature` 0 takes the likeliest."""
+    """
+    What a request may set; `top_k` 0 and `top_p` 1 keep every token, `temperature` 0 takes the likeliest.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -23,7 +25,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ValueError(f"temperature and top_k are at least 0, top_p in (0, 1], max_tokens at least 1: {self}")
+            raise ValueError(
+                f"temperature and top_k are at least 0, top_p in (0, 1], max_tokens at least 1: {self}"
+            )
 
 
 def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
@@ -39,4 +43,6 @@ def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generato
     if sampling.top_p < 1:
         kept = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
         order, weights = order[:kept], weights[:kept] / weights[:kept].sum()
-    return int(order[np.searchsorted(np.cumsum(weights), generator.random(), side="right").clip(max=len(order) - 1)])
+    return int(
+        order[np.searchsorted(np.cumsum(weights), generator.random(), side="right").clip(max=len(order) - 1)]
+    )

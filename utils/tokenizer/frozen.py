@@ -1,8 +1,8 @@
 """
 FrozenTokenizer: the only way from text to ids, and the proof of which tokenizer made them.
 
-User text never becomes a control symbol: `<|im_end|>` typed by a user is encoded as ordinary characters, so nobody can
-forge the end of a turn. Control symbols are inserted by id.
+User text never becomes a control symbol: `<|im_end|>` typed by a user is encoded as ordinary characters, so
+nobody can forge the end of a turn. Control symbols are inserted by id.
 
     >>> tokenizer = FrozenTokenizer(Path("data/demo/tokenizer"))
     >>> ids, = tokenizer.encode_text(["Hello world"])              # int32 array, no BOS or EOS
@@ -22,7 +22,9 @@ from utils.pipeline.tokenizer_identity import MODEL_FILE, tokenizer_block
 
 
 class FrozenTokenizer:
-    """A tokenizer folder, fingerprinted on opening. Pickles as its path; a worker opens it once per process."""
+    """
+    A tokenizer folder, fingerprinted on opening. Pickles as its path; a worker opens it once per process.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -51,7 +53,10 @@ class FrozenTokenizer:
         return self._processor.decode([int(i) for i in ids])
 
     def special(self, name: str) -> int:
-        """Return the id of `unk`, `bos`, `eos`, `pad` or of a control symbol such as `<|im_start|>`; -1 if there is none."""
+        """
+        Return the id of `unk`, `bos`, `eos`, `pad` or of a control symbol such as `<|im_start|>`; -1 if there
+        is none.
+        """
         known = self.block["special_ids"]
         if name in known:
             return known[name]
@@ -68,5 +73,7 @@ def _open_same(folder: Path, fingerprint: str) -> FrozenTokenizer:
     """Open a tokenizer in another process; UpstreamError if its files have changed since it was pickled."""
     tokenizer = FrozenTokenizer(folder)
     if tokenizer.fingerprint != fingerprint:
-        raise UpstreamError(f"mismatched (tokenizer: {fingerprint[:12]} -> {tokenizer.fingerprint[:12]} while running)")
+        raise UpstreamError(
+            f"mismatched (tokenizer: {fingerprint[:12]} -> {tokenizer.fingerprint[:12]} while running)"
+        )
     return tokenizer

@@ -1,5 +1,6 @@
 """
-Gates: what a tokenizer must prove before anything is built on it. Each failure is exit 4 with a table of offenders.
+Gates: what a tokenizer must prove before anything is built on it. Each failure is exit 4 with a table of
+offenders.
 
     >>> parity = check_tokenizer(folder, texts, GateSettings(vocab_size=4096, min_chars_per_token=3.0))
     >>> parity
@@ -30,10 +31,15 @@ class GateSettings:
 
 
 def check_tokenizer(folder: Path, texts: Sequence[str], settings: GateSettings) -> dict[str, int]:
-    """Run all gates on validation texts and the probes; return how many texts agree per library (-1: not installed)."""
+    """
+    Run all gates on validation texts and the probes; return how many texts agree per library (-1: not
+    installed).
+    """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
     if processor.get_piece_size() != settings.vocab_size:
-        raise DataError(f"the tokenizer has {processor.get_piece_size():,} pieces, asked were {settings.vocab_size:,}")
+        raise DataError(
+            f"the tokenizer has {processor.get_piece_size():,} pieces, asked were {settings.vocab_size:,}"
+        )
     proven = [*PROBES, *texts]
     ids = processor.encode(proven)
     check_unknown(processor, proven, ids)
@@ -43,12 +49,18 @@ def check_tokenizer(folder: Path, texts: Sequence[str], settings: GateSettings) 
     return check_parity(folder, *parity_sample(proven, ids))
 
 
-def check_unknown(processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str], ids: list[list[int]]) -> None:
+def check_unknown(
+    processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str], ids: list[list[int]]
+) -> None:
     unknown = processor.unk_id()
-    _refuse("encode to <unk>", [ascii(text) for text, found in zip(texts, ids, strict=True) if unknown in found])
+    _refuse(
+        "encode to <unk>", [ascii(text) for text, found in zip(texts, ids, strict=True) if unknown in found]
+    )
 
 
-def check_round_trip(processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str], ids: list[list[int]]) -> None:
+def check_round_trip(
+    processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str], ids: list[list[int]]
+) -> None:
     """Decoding must give every text back, byte for byte."""
     back = processor.decode(ids)
     lost = [f"{a!a} -> {b!a}" for a, b in zip(texts, back, strict=True) if a != b]
@@ -85,11 +97,18 @@ def parity_sample(texts: Sequence[str], ids: list[list[int]]) -> tuple[list[str]
 
 def check_parity(folder: Path, texts: list[str], ids: list[list[int]]) -> dict[str, int]:
     """The ids of tokenizer.json and of llama.cpp must be those of sentencepiece."""
-    others = {"tokenizers": encode_with_tokenizers(folder, texts), "llama_cpp": encode_with_llama_cpp(folder, texts)}
+    others = {
+        "tokenizers": encode_with_tokenizers(folder, texts),
+        "llama_cpp": encode_with_llama_cpp(folder, texts),
+    }
     agreeing = {"sentencepiece": len(texts)}
     for library, found in others.items():
         agreeing[library] = -1 if found is None else len(texts)
-        wrong = [] if found is None else [i for i, pair in enumerate(zip(ids, found, strict=True)) if pair[0] != pair[1]]
+        wrong = (
+            []
+            if found is None
+            else [i for i, pair in enumerate(zip(ids, found, strict=True)) if pair[0] != pair[1]]
+        )
         _refuse(f"get other ids in {library}", [_first_difference(texts[i], ids[i], found[i]) for i in wrong])
     return agreeing
 
@@ -111,4 +130,6 @@ def _first_difference(text: str, expected: list[int], found: list[int]) -> str:
 def _refuse(what: str, offenders: list[str]) -> None:
     if offenders:
         table = "".join(f"\n  {offender[:160]}" for offender in offenders[:SHOWN])
-        raise DataError(f"{len(offenders):,} texts {what}:{table}", fix="this is a bug of the recipe or a library change")
+        raise DataError(
+            f"{len(offenders):,} texts {what}:{table}", fix="this is a bug of the recipe or a library change"
+        )

@@ -1,8 +1,8 @@
 """
 tokenizer.json and tokenizer_config.json: the same tokenizer for the tokenizers and transformers libraries.
 
-Built here from the pieces, because transformers' converter needs protobuf, which is installed only by accident. The
-merges are every split of a piece into two pieces, by score, then left id, then right id.
+Built here from the pieces, because transformers' converter needs protobuf, which is installed only by
+accident. The merges are every split of a piece into two pieces, by score, then left id, then right id.
 
     >>> write_hf_files(folder)                           # reads tokenizer.model, writes both files
     >>> transformers.AutoTokenizer.from_pretrained(folder)
@@ -33,14 +33,18 @@ def build_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> "object"
 
     size = processor.get_piece_size()
     vocabulary = {processor.id_to_piece(i): i for i in range(size)}
-    model = models.BPE(vocab=vocabulary, merges=merges_of(processor), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        vocab=vocabulary, merges=merges_of(processor), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_MARK, prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     control = [i for i in range(size) if processor.is_control(i) or processor.is_unknown(i)]
-    tokenizer.add_special_tokens([AddedToken(processor.id_to_piece(i), special=True, normalized=False) for i in control])
+    tokenizer.add_special_tokens(
+        [AddedToken(processor.id_to_piece(i), special=True, normalized=False) for i in control]
+    )
     return tokenizer
 
 
@@ -60,7 +64,9 @@ def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str
 
 
 def tokenizer_config() -> dict:
-    """Return tokenizer_config.json: no automatic BOS or EOS, no prefix space, nothing tidied up on decoding."""
+    """
+    Return tokenizer_config.json: no automatic BOS or EOS, no prefix space, nothing tidied up on decoding.
+    """
     return {
         "tokenizer_class": "LlamaTokenizer",
         "bos_token": "<s>",

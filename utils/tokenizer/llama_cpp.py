@@ -1,7 +1,8 @@
 """
-Ids as llama.cpp gives them, from a vocabulary-only GGUF, in a child process: a bad vocabulary aborts the process.
+Ids as llama.cpp gives them, from a vocabulary-only GGUF, in a child process: a bad vocabulary aborts the
+process.
 
-    >>> ids = encode_with_llama_cpp(folder, ["Hello world"])        # None where llama-cpp-python is not installed
+    >>> ids = encode_with_llama_cpp(folder, ["Hello world"])   # None where llama-cpp-python is not installed
 """
 
 import importlib.util
@@ -21,7 +22,10 @@ TIMEOUT_SECONDS = 300
 
 
 def encode_with_llama_cpp(folder: Path, texts: list[str]) -> list[list[int]] | None:
-    """Return llama.cpp's ids of texts as user text, or None without llama-cpp-python. DataError if llama.cpp fails."""
+    """
+    Return llama.cpp's ids of texts as user text, or None without llama-cpp-python. DataError if llama.cpp
+    fails.
+    """
     if importlib.util.find_spec("llama_cpp") is None:
         return None
     with tempfile.TemporaryDirectory() as scratch:

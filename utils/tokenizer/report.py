@@ -55,7 +55,7 @@ def _measure(texts: list[str], used: np.ndarray) -> dict:
 
 
 def _sample(tokenizer: FrozenTokenizer, text: str) -> str:
-    ids, = tokenizer.encode_text([text[:SAMPLE_CHARACTERS]])
+    (ids,) = tokenizer.encode_text([text[:SAMPLE_CHARACTERS]])
     return "|".join(tokenizer.pieces(ids))
 
 
@@ -90,15 +90,22 @@ def tokenizer_card(report: Mapping) -> str:
     columns = ("documents", "tokens", "chars_per_token", "bytes_per_token", "tokens_per_word", "byte_pieces")
     lines = [
         "# Tokenizer card\n",
-        f"SentencePiece BPE with byte fallback, {block['vocab_size']:,} pieces, fingerprint `{block['fingerprint']}`.",
+        f"SentencePiece BPE with byte fallback, {block['vocab_size']:,} pieces, "
+        f"fingerprint `{block['fingerprint']}`.",
         f"Ids: {ids}; `<|reserved_0|>` to `<|reserved_13|>` are 6 to 19, bytes are 20 to 275.\n",
         "## Agreement\n",
         "Texts with the same ids as in sentencepiece:",
-        *(f"- {name}: {'not installed' if count < 0 else f'{count:,}'}" for name, count in report["parity"].items()),
+        *(
+            f"- {name}: {'not installed' if count < 0 else f'{count:,}'}"
+            for name, count in report["parity"].items()
+        ),
         "\n## On validation text\n",
         "| source | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
         "| --- |" + " --- |" * len(columns),
-        *(f"| {name} | " + " | ".join(f"{m[c]:,}" for c in columns) + " |" for name, m in report["sources"].items()),
+        *(
+            f"| {name} | " + " | ".join(f"{m[c]:,}" for c in columns) + " |"
+            for name, m in report["sources"].items()
+        ),
         f"\nPieces used at least once: {report['vocabulary_used']:.2%}.\n",
         "## Pieces\n",
         "Longest: " + ", ".join(map(_code, report["longest_pieces"])) + "\n",

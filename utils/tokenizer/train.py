@@ -1,9 +1,10 @@
 r"""
-The llama_bpe recipe: a SentencePiece BPE model whose ids are equal in sentencepiece, transformers and llama.cpp.
+The llama_bpe recipe: a SentencePiece BPE model whose ids are equal in sentencepiece, transformers and
+llama.cpp.
 
-Of eight recipes tried it is the one that agrees in all three: no normalisation, no dummy prefix, byte fallback. The
-text is fed line by line, so a newline is always the single piece <0x0A> and never glued to a sentence end. One thread
-and our own sample make the file the same on every machine.
+Of eight recipes tried it is the one that agrees in all three: no normalisation, no dummy prefix, byte
+fallback. The text is fed line by line, so a newline is always the single piece <0x0A> and never glued to a
+sentence end. One thread and our own sample make the file the same on every machine.
 
     ids   0 <unk>  1 <s>  2 </s>  3 <pad>  4 <|im_start|>  5 <|im_end|>  6-19 <|reserved_0|> ..  20-275 bytes
 
@@ -115,4 +116,7 @@ def _readable(message: str, vocab_size: int) -> DataError:
             f"the corpus is too small for a vocabulary of {vocab_size:,}",
             fix=f"set vocab_size to {too_high[1]} or less, or add text",
         )
-    return DataError(f"SentencePiece could not train on this corpus: {message.strip()}", fix="add text, or more varied text")
+    return DataError(
+        f"SentencePiece could not train on this corpus: {message.strip()}",
+        fix="add text, or more varied text",
+    )

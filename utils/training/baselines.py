@@ -1,14 +1,16 @@
 """
-What counting alone achieves: unigram and bigram models of the training split, scored on the validation targets.
+What counting alone achieves: unigram and bigram models of the training split, scored on the validation
+targets.
 
 A trained model that does not beat the bigram has learned nothing that a table could not hold.
 
     baselines = count_baselines(train_batches, val_batches, vocab_size=4096)
     baselines.unigram_loss, baselines.bigram_loss            # nats per target
 
-Unigram: add-one. Bigram: p(y | x) = (c(x, y) + mu p(y)) / (c(x) + mu), a Dirichlet prior of strength mu on the unigram
-(MacKay and Peto 1995); mu is the best of a few *on the validation targets*, which can only flatter the baseline. Only the
-pairs that occur in validation are counted, so memory does not grow with the square of the vocabulary.
+Unigram: add-one. Bigram: p(y | x) = (c(x, y) + mu p(y)) / (c(x) + mu), a Dirichlet prior of strength mu on
+the unigram (MacKay and Peto 1995); mu is the best of a few *on the validation targets*, which can only
+flatter the baseline. Only the pairs that occur in validation are counted, so memory does not grow with the
+square of the vocabulary.
 """
 
 from collections.abc import Iterable

@@ -7,7 +7,9 @@ MODEL_CARD.md: what the model is, in numbers from the run; no dates, so the same
 from collections.abc import Mapping, Sequence
 
 
-def model_card(title: str, metrics: Mapping[str, object], samples: Sequence[Mapping], waivers: Sequence[Mapping]) -> str:
+def model_card(
+    title: str, metrics: Mapping[str, object], samples: Sequence[Mapping], waivers: Sequence[Mapping]
+) -> str:
     """Markdown with a table of measurements, the last samples and every allowed mismatch."""
     rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in metrics.items()]
     lines = [f"# {title}", "", "| measured | |", "|---|---|", *rows]
@@ -16,7 +18,9 @@ def model_card(title: str, metrics: Mapping[str, object], samples: Sequence[Mapp
         lines += [f"- {row['prompt']!r} -> {row['text']!r}" for row in samples]
     if waivers:
         lines += ["", "## Allowed mismatches", ""]
-        lines += [f"- {row['stage']}: {row['verdict']} {row['component']}: {row['reason']}" for row in waivers]
+        lines += [
+            f"- {row['stage']}: {row['verdict']} {row['component']}: {row['reason']}" for row in waivers
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -7,8 +7,9 @@ The checkpoint chain: sealed folders `checkpoints/step_00000200/` that a run con
     trainer.json             counters, batch split, data cursor, best so far, digest of the frozen weights
     history.jsonl, ...       the records of the run up to this step
 
-Each folder is an artifact with its parent's digest. It is written under a temporary name, sealed, then renamed, so a kill
-leaves the one before or this one. No pickle. A folder that verifies but does not load ends the run.
+Each folder is an artifact with its parent's digest. It is written under a temporary name, sealed, then
+renamed, so a kill leaves the one before or this one. No pickle. A folder that verifies but does not load ends
+the run.
 
     store = CheckpointStore(stage, keep_last=2, keep_best=True)
     store.write(snapshot)
@@ -63,7 +64,8 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """
-        The checkpoint to continue from, proven: the newest, or the one that --resume names; None at the start of a run.
+        The checkpoint to continue from, proven: the newest, or the one that --resume names; None at the start
+        of a run.
 
         UpstreamError when it is altered or belongs to another config, data or tokenizer.
         """
@@ -75,7 +77,9 @@ class CheckpointStore:
         return folder
 
     def discard_after(self, step: int) -> None:
-        """Remove checkpoints beyond `step`: continuing from a named one makes them another future of the run."""
+        """
+        Remove checkpoints beyond `step`: continuing from a named one makes them another future of the run.
+        """
         for folder in self.folders():
             if folder > self.of_step(step):
                 shutil.rmtree(folder)
@@ -87,13 +91,21 @@ class CheckpointStore:
             raise self._refusal(f"{where} is {verdict}", verdict.before, verdict.after)
         if manifest.key != self._stage.build.key:
             changes = changes_since(stored_currency(manifest), self._stage.build.proof.currency)
-            raise self._refusal(f"{folder.name} is {Verdict.changed('stale', changes)}", manifest.key, self._stage.build.key)
+            raise self._refusal(
+                f"{folder.name} is {Verdict.changed('stale', changes)}", manifest.key, self._stage.build.key
+            )
         return manifest
 
     def _refusal(self, problem: str, expected: str, actual: str) -> UpstreamError:
-        fix = "restore it, or delete that folder to continue from the one before, or --resume never to start again"
+        fix = (
+            "restore it, delete that folder to continue from the one before, or --resume never to start again"
+        )
         return UpstreamError(
-            f"{self._stage.name} cannot continue: {problem}", fix=fix, verdict=problem, expected=expected, actual=actual
+            f"{self._stage.name} cannot continue: {problem}",
+            fix=fix,
+            verdict=problem,
+            expected=expected,
+            actual=actual,
         )
 
     def folders(self) -> list[Path]:
@@ -109,7 +121,9 @@ class CheckpointStore:
             shutil.rmtree(leftover)
 
     def write(self, snapshot: Snapshot) -> Path:
-        """Seal one checkpoint and remove those no longer kept. A step that is already there is left as it is."""
+        """
+        Seal one checkpoint and remove those no longer kept. A step that is already there is left as it is.
+        """
         target = self.of_step(snapshot.step)
         if target.exists():
             return target
@@ -151,7 +165,10 @@ def fatal_load(folder: Path, load: Callable[[], None]) -> None:
 
 
 def read_snapshot(folder: Path) -> Snapshot:
-    """Read a checkpoint folder back; ValueError naming the file, or KeyError, for contents that are not a checkpoint's."""
+    """
+    Read a checkpoint folder back; ValueError naming the file, or KeyError, for contents that are not a
+    checkpoint's.
+    """
     state = json.loads((folder / STATE).read_text(encoding="ascii"))
     records = {path.stem: _read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
     rng = [_read_tensors(path) for path in sorted((folder / "rng").glob("rank_*.safetensors"))]
@@ -195,7 +212,12 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     (folder / "rng").mkdir()
     for rank, tensors in enumerate(snapshot.rng):
         save_file(tensors, folder / "rng" / f"rank_{rank:05d}.safetensors")
-    chain = {"step": snapshot.step, "tokens": snapshot.tokens, "cursor": snapshot.cursor, "best": snapshot.best}
+    chain = {
+        "step": snapshot.step,
+        "tokens": snapshot.tokens,
+        "cursor": snapshot.cursor,
+        "best": snapshot.best,
+    }
     (folder / STATE).write_bytes(canonical_json(snapshot.state | chain) + b"\n")
     for name, records in snapshot.records.items():
         write_lines(folder / f"{name}.jsonl", records)

@@ -1,12 +1,11 @@
 """
 Rows for fine-tuning: whole conversations packed side by side, none cut, each seen once per epoch.
 
-    packed = PackedConversations(dataset, plan, row_tokens=256)     # dataset: documents with masks; plan:
-    items of each row packed.rows([0, 7])                                             #
-    ConversationBatch(tokens, document, position, trained) loss = TrainedTokenLoss()
+    packed = PackedConversations(dataset, plan, row_tokens=256)     # documents with masks; items of each row
+    packed.rows([0, 7])                             # ConversationBatch(tokens, document, position, trained)
+    loss = TrainedTokenLoss()
 
-Positions restart with each document and carry its number, so no document of a row sees another (S34). B rows,
-T tokens.
+Positions restart with each document, so no document of a row sees another (S34). B rows, T tokens.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
 """
-How a base model is examined: proofs before the first step, validation and samples along the way, baselines to beat.
+How a base model is examined: proofs before the first step, validation and samples along the way, baselines to
+beat.
 
     examiner = Examiner(trainer, config, tokenizer, train, val)
     examiner.prove(expected_initial_loss)        # StageError when the run would not optimise what it says
-    examiner.evaluate()                          # validation loss, bits per byte, samples; records the best step
+    examiner.evaluate()                     # validation loss, bits per byte, samples; records the best step
     examiner.figures()                           # for the manifest: losses beside uniform, unigram and bigram
 """
 
@@ -41,10 +42,17 @@ class Examiner:
     """Examines the model of `trainer` on fixed rows of the validation splits."""
 
     def __init__(
-        self, trainer: Trainer, config: PretrainConfig, tokenizer: Tokenizer, train: Sequence[RowReader], val: Sequence[RowReader]
+        self,
+        trainer: Trainer,
+        config: PretrainConfig,
+        tokenizer: Tokenizer,
+        train: Sequence[RowReader],
+        val: Sequence[RowReader],
     ) -> None:
         self._trainer, self._config, self._tokenizer = trainer, config, tokenizer
-        self._batches = list(chain.from_iterable(spread_batches(split, config.eval_max_tokens) for split in val))
+        self._batches = list(
+            chain.from_iterable(spread_batches(split, config.eval_max_tokens) for split in val)
+        )
         specials = tokenizer.block["special_ids"]
         self._bytes = piece_bytes(tokenizer.pieces(range(tokenizer.vocab_size)), specials.values())
         self._start = [specials["bos"]] if specials["bos"] >= 0 else []
@@ -75,11 +83,17 @@ class Examiner:
         produced = greedy_samples(self._trainer.model, starts, self._config.sample_tokens, [self._end])
         for prompt, ids in zip(prompts, produced, strict=True):
             finish = "length" if len(ids) == self._config.sample_tokens else "stop"
-            self._trainer.record("samples", {"prompt": prompt, "text": self._tokenizer.decode(ids), "finish": finish})
+            self._trainer.record(
+                "samples", {"prompt": prompt, "text": self._tokenizer.decode(ids), "finish": finish}
+            )
 
     def last_samples(self) -> list[dict]:
         """Samples of the last evaluation."""
-        return self._trainer.records.get("samples", [])[-len(self._config.prompts) :] if self._config.prompts else []
+        return (
+            self._trainer.records.get("samples", [])[-len(self._config.prompts) :]
+            if self._config.prompts
+            else []
+        )
 
     def figures(self) -> dict:
         """Losses of the published weights, and of models that only count."""

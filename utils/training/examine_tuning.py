@@ -1,6 +1,5 @@
 """
-How a fine-tuning run is judged along the way: loss on held-out rows, and greedy answers beside the expected
-ones.
+How a fine-tuning run is judged along the way: held-out loss, greedy answers, pairs won.
 
     examiner = AnswerExaminer(trainer, batches, questions, answer)           # stage 70
     examiner = PreferenceExaminer(trainer, batches, reference, measure)      # stage 90

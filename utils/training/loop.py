@@ -9,29 +9,31 @@ The one loop that trains everything: base models, adapters, preferences.
         trainer.save_if_due()
     metrics = trainer.finish()
 
-The loss of an optimizer step is loss_sum / weight over its global batch, where the weight is counted from ids before the
-first forward pass. Micro-batch i contributes loss_sum_i x processes / weight to the gradient (the factor undoes the mean
-that wrappers take), so any split of the same rows over micro-batches and processes gives the same step.
+The loss of an optimizer step is loss_sum / weight over its global batch, where the weight is counted from ids
+before the first forward pass. Micro-batch i contributes loss_sum_i x processes / weight to the gradient (the
+factor undoes the mean that wrappers take), so any split of the same rows over micro-batches and processes
+gives the same step.
 """
 
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from kernels.linear_cross_entropy import LossSums
 from utils.config.training import TrainingConfig
-from utils.optim.schedule import Schedule
-from utils.pipeline.errors import ConfigError, StageError, Stopped
+from utils.pipeline.errors import StageError, Stopped
 from utils.pipeline.stage import Stage
 from utils.training.checkpoint import STATE, CheckpointStore, Snapshot, fatal_load, read_snapshot, write_lines
+from utils.training.gradients import SMALLEST_WEIGHT, GradientStep
 from utils.training.loss import Batch, LossModel, Objective, mean_loss, next_token_loss, sum_losses
 from utils.training.machine import Machine
 from utils.training.progress import Progress, StepReport
 from utils.training.rng import capture_rng, restore_rng
-from utils.training.rows import Rows
+from utils.training.rows import Rows, micro_batch_rows
 from utils.training.state import (
     frozen_digest,
     load_model_tensors,
@@ -43,15 +45,23 @@ from utils.training.state import (
 
 __all__ = ["Trainer", "mean_loss", "next_token_loss"]
 
-MOST_AUTO_MICRO_ROWS = 16
 AUTO_INTERVALS = 20
+
+
+class Schedule(Protocol):
+    """The number of optimizer steps, and the learning rate of each, counted from 0."""
+
+    steps: int
+
+    def __call__(self, step: int) -> float: ...
 
 
 class Trainer:
     """
     Iterates over optimizer steps: (finished steps, loss). Rank 0 alone writes.
 
-    `rows` gives the batches (only `loss` looks into them), `schedule` the number of steps and their learning rates.
+    `rows` gives the batches (only `loss` looks into them), `schedule` the number of steps and their learning
+    rates.
     """
 
     def __init__(
@@ -64,25 +74,37 @@ class Trainer:
         stage: Stage,
         loss: Objective = next_token_loss,
     ) -> None:
-        self.model, self.rows, self.optimizer, self.schedule, self.loss = model, rows, optimizer, schedule, loss
+        self.model, self.rows, self.optimizer, self.schedule, self.loss = (
+            model,
+            rows,
+            optimizer,
+            schedule,
+            loss,
+        )
         self.config, self.stage = config, stage
         self.machine = Machine.of(config)
         self.step, self.tokens, self.best = 0, 0.0, {}
         self.skipped = self.skipped_in_a_row = 0
         self.records: dict[str, list[dict]] = {"history": []}
-        self.micro_rows = self._micro_rows()
+        self.micro_rows = micro_batch_rows(config.micro_batch_rows, rows.batch_rows, self.machine.num_ranks)
         keeps_best = config.keep_best or config.publish == "best"
         self._store = CheckpointStore(stage, config.keep_last, keeps_best)
-        self._parameters = trainable_parameters(model)
         self._frozen = frozen_digest(model)
-        self._wrapped = self.machine.wrap(LossModel(model, loss, self.machine.precision))
+        wrapped = self.machine.wrap(LossModel(model, loss, self.machine.precision))
+        self._gradients = GradientStep(
+            wrapped,
+            optimizer,
+            trainable_parameters(model),
+            self.machine,
+            config.optimizer.max_gradient_norm,
+            lambda: stage.stopping,
+        )
         self._progress = Progress(stage, config, schedule.steps)
-        self._eval_every = self._interval(config.eval_every_steps)
-        self._save_every = self._interval(config.save_every_steps)
+        self._eval_every = _interval(config.eval_every_steps, schedule.steps)
+        self._save_every = _interval(config.save_every_steps, schedule.steps)
         self._saved_at, self._save_now, self._stop_code = time.monotonic(), False, 0
-        self._gradients_checked = False
 
-    # the loop -------------------------------------------------------------------------------------------------------
+    # the loop -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         self._progress.start(self.step)
@@ -100,38 +122,25 @@ class Trainer:
         started = time.perf_counter()
         batches = self.rows.next_step(self.machine.rank, self.machine.num_ranks, self.micro_rows)
         (weight,) = self.machine.sum([sum(self.loss.weigh(batch) for batch in batches)])
-        parts = self._accumulate(batches, weight)
+        parts = self._gradients.accumulate(batches, weight)
         if parts is None:
             return None
         loss, extras = self._totals(parts, weight)
         learning_rate = self.schedule(self.step)
-        norm = self._update(loss, learning_rate)
+        norm = self._gradients.update(loss, learning_rate)
         self.step, self.tokens = self.step + 1, self.tokens + weight
         skipped = not math.isfinite(norm)
-        row = {"loss": loss, "lr": learning_rate, "grad_norm": norm, "tokens": int(self.tokens), "skipped": skipped}
+        row = {"loss": loss, "lr": learning_rate, "grad_norm": norm}
+        row |= {"tokens": int(self.tokens), "skipped": skipped}
         row = {name: value if math.isfinite(value) else None for name, value in (row | extras).items()}
         self.records["history"].append({"step": self.step} | row)
         self._count_skips(skipped)
         return StepReport(self.step, loss, row, weight, time.perf_counter() - started)
 
-    def _accumulate(self, batches: list[Batch], weight: float) -> list[LossSums] | None:
-        """Backward through every micro-batch; gradients are exchanged in the last one only."""
-        parts, scale = [], self.machine.num_ranks / max(weight, 1e-9)
-        for batch in batches[:-1]:
-            with self.machine.without_sync(self._wrapped):
-                parts.append(self._backward(batch, scale))
-            if self.machine.num_ranks == 1 and self.stage.stopping:
-                self.optimizer.zero_grad()
-                return None
-        return [*parts, self._backward(batches[-1], scale)]
-
-    def _backward(self, batch: Batch, scale: float) -> LossSums:
-        sums = self._wrapped(batch)
-        (sums.loss_sum * scale).backward()
-        return sums
-
     def _totals(self, parts: list[LossSums], weight: float) -> tuple[float, dict[str, float]]:
-        """Loss and extras over all processes; the same exchange carries who wants to stop and who wants to save."""
+        """
+        Loss and extras over all processes; the same exchange carries who wants to stop and who wants to save.
+        """
         names = sorted(parts[0].extras)
         local = [sum(float(part.loss_sum.detach()) for part in parts)]
         local += [sum(float(part.extras[name]) for part in parts) for name in names]
@@ -142,45 +151,25 @@ class Trainer:
         if self.machine.num_ranks > 1:
             self._stop_code = 130 if interrupted else 75 if terminated else 0
         self._save_now = self._save_now or bool(save)
-        weight = max(weight, 1e-9)
+        weight = max(weight, SMALLEST_WEIGHT)
         return loss / weight, {name: value / weight for name, value in zip(names, extras, strict=True)}
-
-    def _update(self, loss: float, learning_rate: float) -> float:
-        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping."""
-        self._check_gradients()
-        gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        value = float(norm) if math.isfinite(loss) else math.nan
-        if math.isfinite(value):
-            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self.config.optimizer.max_gradient_norm, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return value
-
-    def _check_gradients(self) -> None:
-        if self._gradients_checked:
-            return
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise StageError(f"{name} gets no gradient: it is cut off from the loss")
-        self._gradients_checked = True
 
     def _count_skips(self, skipped: bool) -> None:
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if skipped:
-            self.stage.log("skipped", f"step {self.step}: the gradient is not finite; weights unchanged", step=self.step)
+            self.stage.log(
+                "skipped", f"step {self.step}: gradient not finite, weights unchanged", step=self.step
+            )
         if self.skipped_in_a_row >= self.config.max_consecutive_skips:
-            kept = self._store.folders()
+            good = max((folder.name for folder in self._store.folders()), default="none")
             raise StageError(
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, the last one step {self.step}; "
-                f"the last good checkpoint is {kept[-1].name if kept else 'none'}",
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, "
+                f"the last one step {self.step}; the last good checkpoint is {good}",
                 fix='lower "learning_rate", raise "warmup_steps", or set "precision": "fp32"',
             )
 
-    # evaluation -----------------------------------------------------------------------------------------------------
+    # evaluation ---------------------------------------------------------------------------------------------
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation belongs after this step: every interval and after the last."""
@@ -189,7 +178,9 @@ class Trainer:
     def validate(self, batches: Iterable[Batch]) -> float:
         """Mean loss over `batches`, which the processes share; the same on all of them."""
         mine = (batch for i, batch in enumerate(batches) if i % self.machine.num_ranks == self.machine.rank)
-        total, weight = self.machine.sum(list(sum_losses(self.model, mine, self.loss, self.machine.precision)))
+        total, weight = self.machine.sum(
+            list(sum_losses(self.model, mine, self.loss, self.machine.precision))
+        )
         return total / max(weight, 1.0)
 
     def observe(self, val_loss: float, **numbers: float) -> None:
@@ -203,13 +194,19 @@ class Trainer:
         self._progress.report_evaluation(self.step, numbers, is_best)
 
     def record(self, name: str, row: dict) -> None:
-        """One line of <name>.jsonl in checkpoints and artifact; a resumed run has each once. Nothing from a clock."""
+        """
+        One line of <name>.jsonl in checkpoints and artifact; a resumed run has each once. Nothing from a
+        clock.
+        """
         self.records.setdefault(name, []).append({"step": self.step} | row)
 
-    # saving and resuming --------------------------------------------------------------------------------------------
+    # saving and resuming ------------------------------------------------------------------------------------
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint; False when there is none. A checkpoint that does not load ends the run."""
+        """
+        Continue from the newest checkpoint; False when there is none. A checkpoint that does not load ends
+        the run.
+        """
         if self.machine.rank == 0:
             self._store.sweep()
         folder = self._store.newest()
@@ -222,7 +219,10 @@ class Trainer:
         return folder is not None
 
     def save_if_due(self) -> None:
-        """A checkpoint after a new best, every interval, after the minutes of the config, and after the last step."""
+        """
+        A checkpoint after a new best, every interval, after the minutes of the config, and after the last
+        step.
+        """
         last = self.step == self.schedule.steps
         if self._save_now or last or self.step % self._save_every == 0:
             self.save()
@@ -232,7 +232,10 @@ class Trainer:
         self._write(self._position())
 
     def finish(self) -> dict:
-        """Put the published weights into the model, write the records, and return what the manifest says of the run."""
+        """
+        Put the published weights into the model, write the records, and return what the manifest says of the
+        run.
+        """
         if self.config.publish == "best" and self.best.get("step", self.step) != self.step:
             folder = self._store.of_step(self.best["step"])
             fatal_load(folder, lambda: load_model_tensors(self.model, read_snapshot(folder).model))
@@ -261,8 +264,16 @@ class Trainer:
         self._saved_at, self._save_now = time.monotonic(), False
 
     def _state(self) -> dict:
-        counters = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "micro_rows": self.micro_rows}
-        return counters | {"frozen": self._frozen, "precision": self.machine.precision.name, "ranks": self.machine.num_ranks}
+        counters = {
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "micro_rows": self.micro_rows,
+        }
+        return counters | {
+            "frozen": self._frozen,
+            "precision": self.machine.precision.name,
+            "ranks": self.machine.num_ranks,
+        }
 
     def _restore(self, snapshot: Snapshot) -> None:
         state = snapshot.state
@@ -272,14 +283,19 @@ class Trainer:
         load_model_tensors(self.model, snapshot.model)
         load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
         self.rows.restore(snapshot.cursor)
-        self.step, self.tokens, self.best, self.records = snapshot.step, float(snapshot.tokens), snapshot.best, snapshot.records
+        self.step, self.tokens, self.best, self.records = (
+            snapshot.step,
+            float(snapshot.tokens),
+            snapshot.best,
+            snapshot.records,
+        )
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         if self.config.micro_batch_rows == "auto" and state["ranks"] == self.machine.num_ranks:
             self.micro_rows = state["micro_rows"]
         if self.machine.rank < len(snapshot.rng):
             restore_rng(snapshot.rng[self.machine.rank])
 
-    # stopping -------------------------------------------------------------------------------------------------------
+    # stopping -----------------------------------------------------------------------------------------------
 
     def _asked_to_stop(self) -> bool:
         """One process asks its own signals, several what they agreed on in the last step."""
@@ -290,21 +306,6 @@ class Trainer:
         self.stage.log("stopping", f"checkpoint of step {self.step} written", step=self.step)
         raise Stopped(self._stop_code or self.stage.stop_request.exit_code)
 
-    # arithmetic -----------------------------------------------------------------------------------------------------
 
-    def _micro_rows(self) -> int:
-        """Rows of one forward pass: the config's, or the largest divisor of this rank's rows up to 16."""
-        rows, rest = divmod(self.rows.batch_rows, self.machine.num_ranks)
-        if rest:
-            raise ConfigError(
-                f"a global batch of {self.rows.batch_rows} rows cannot be shared by {self.machine.num_ranks} processes"
-            )
-        asked = self.config.micro_batch_rows
-        if asked == "auto":
-            return max(size for size in range(1, min(rows, MOST_AUTO_MICRO_ROWS) + 1) if rows % size == 0)
-        if rows % asked:
-            raise ConfigError(f'"micro_batch_rows": {asked} does not divide the {rows} rows of a process')
-        return asked
-
-    def _interval(self, asked: int | str) -> int:
-        return max(1, round(self.schedule.steps / AUTO_INTERVALS)) if asked == "auto" else asked
+def _interval(asked: int | str, steps: int) -> int:
+    return max(1, round(steps / AUTO_INTERVALS)) if asked == "auto" else asked

@@ -1,8 +1,8 @@
 """
 From rows of ids to one exact number: targets, the head loss, and means over any split of the work.
 
-The only shift of the project is `next_token_targets`: rows hold T + 1 ids, inputs are the first T, targets the last T.
-Nothing here hands `labels` to a transformers model, whose loss would shift once more.
+The only shift of the project is `next_token_targets`: rows hold T + 1 ids, inputs are the first T, targets
+the last T. Nothing here hands `labels` to a transformers model, whose loss would shift once more.
 
     sums = next_token_loss(model, batch)                     # LossSums: sums over targets, never means
     mean_loss(model, batches, precision=precision)           # what validation and stage 100 print
@@ -22,7 +22,10 @@ from utils.training.precision import FP32, Precision
 
 
 class Batch(Protocol):
-    """Rows of ids [B, T + 1], as numpy or torch: tokens, document (-1 on padding), position (restarts with a document)."""
+    """
+    Rows of ids [B, T + 1], as numpy or torch: tokens, document (-1 on padding), position (restarts with a
+    document).
+    """
 
     tokens: object
     document: object
@@ -40,7 +43,10 @@ class Objective(Protocol):
 
 
 def next_token_targets(batch: Batch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets and positions [B, T]; a target is -100 on padding and where its document is not its input's."""
+    """
+    Inputs, targets and positions [B, T]; a target is -100 on padding and where its document is not its
+    input's.
+    """
     tokens = torch.as_tensor(batch.tokens, device=device).long()
     document = torch.as_tensor(batch.document, device=device)
     position = torch.as_tensor(batch.position, device=device).long()
@@ -64,13 +70,20 @@ next_token_loss = NextTokenLoss()
 
 
 def decoder_hidden(model: nn.Module, inputs_BT: Tensor, position_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D]. Restarting positions keep documents of a row apart: no token sees another's."""
+    """
+    Last hidden states [B, T, D]. Restarting positions keep documents of a row apart: no token sees another's.
+    """
     decoder = _causal_model(model).get_decoder()
     return decoder(input_ids=inputs_BT, position_ids=position_BT, use_cache=False).last_hidden_state
 
 
-def head_loss(model: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor, weights_BT: Tensor | None = None) -> LossSums:
-    """Sums of w * nll and w over the targets that are not -100; the chunked loss wherever the head is a plain matrix."""
+def head_loss(
+    model: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor, weights_BT: Tensor | None = None
+) -> LossSums:
+    """
+    Sums of w * nll and w over the targets that are not -100; the chunked loss wherever the head is a plain
+    matrix.
+    """
     head = _causal_model(model).get_output_embeddings()
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     weights_N = None if weights_BT is None else weights_BT.flatten()
@@ -125,7 +138,10 @@ def sum_losses(
 def mean_loss(
     model: nn.Module, batches: Iterable[Batch], loss: Objective = next_token_loss, precision: Precision = FP32
 ) -> float:
-    """Mean nats per scored target over `batches`; the one function behind validation in training and in evaluation."""
+    """
+    Mean nats per scored target over `batches`; the one function behind validation in training and in
+    evaluation.
+    """
     total, weight = sum_losses(model, batches, loss, precision)
     return total / max(weight, 1.0)
 

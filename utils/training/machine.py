@@ -36,7 +36,9 @@ class Machine:
         wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         on_cpu = join_processes().device.type == "cpu"
         accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[wrapper])
-        threads = resolve_threads(config.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+        threads = resolve_threads(
+            config.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        )
         torch.set_num_threads(threads)
         return cls(accelerator, resolve_precision(config.precision, accelerator.device), threads)
 

@@ -1,11 +1,9 @@
 """
-Rows and objective for preference training: both sides of a pair in one row, log-probabilities summed per
-answer.
+Rows and objective for preference training: both sides of a pair share a row, log-probabilities are summed.
 
-    packed = PackedPairs(dataset, plan, row_tokens=256)         # documents 2k and 2k + 1 are the sides of
-    pair k objective = PreferenceObjective(partial(dpo_loss, beta=0.1),
-    reference=adapter_off_reference(model_off)) answer_logps(model, packed.rows([0]))                       #
-    [P, 2]: chosen, rejected
+    packed = PackedPairs(dataset, plan, row_tokens=256)         # documents 2k and 2k + 1: the sides of pair k
+    objective = PreferenceObjective(partial(dpo_loss, beta=0.1), adapter_off_reference)
+    answer_logps(model, packed.rows([0]))                       # [P, 2]: chosen, rejected
 
 P pairs, B rows, T tokens.
 """
@@ -83,7 +81,7 @@ def read_pair_draws(datasets: list[PackedPairs], draws: NamedTuple) -> PairBatch
     firsts = np.cumsum([0] + [2 * len(part.index) for part in parts[:-1]])
     shifted = [
         part._replace(document=np.where(part.document < 0, -1, part.document + first))
-        for part, first in zip(parts, firsts)
+        for part, first in zip(parts, firsts, strict=True)
     ]
     return PairBatch(*(np.concatenate(columns) for columns in zip(*shifted, strict=True)))
 

@@ -19,7 +19,10 @@ FIRST_BF16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Precision:
-    """Dtype of the forward pass, and the reason it was chosen. Parameters, gradients and losses are fp32 either way."""
+    """
+    Dtype of the forward pass, and the reason it was chosen. Parameters, gradients and losses are fp32 either
+    way.
+    """
 
     name: Literal["fp32", "bf16"]
     device_type: str
@@ -37,14 +40,17 @@ FP32 = Precision("fp32", "cpu")
 
 
 def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """bf16 where the device computes in it, fp32 elsewhere. ConfigError when `accelerate launch` asks for another."""
+    """
+    bf16 where the device computes in it, fp32 elsewhere. ConfigError when `accelerate launch` asks for
+    another.
+    """
     capable, reason = _bf16_capable(device)
     name = ("bf16" if capable else "fp32") if asked == "auto" else asked
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", name):
         raise ConfigError(
             f'"precision" is {name}, but accelerate was launched with mixed precision {launched}',
-            fix='launch without --mixed_precision; the config decides',
+            fix="launch without --mixed_precision; the config decides",
         )
     return Precision(name, device.type, reason if asked == "auto" else "asked for")
 

@@ -54,7 +54,9 @@ class Progress:
     def report(self, report: StepReport) -> None:
         self._recent.append(report)
         self._weight, self._busy = self._weight + report.weight, self._busy + report.seconds
-        speed = sum(each.weight for each in self._recent) / max(sum(each.seconds for each in self._recent), 1e-9)
+        speed = sum(each.weight for each in self._recent) / max(
+            sum(each.seconds for each in self._recent), 1e-9
+        )
         if self._trackers:
             clock = {"step_ms": 1000 * report.seconds, "tokens_per_second": speed}
             numbers = {name: value for name, value in report.row.items() if value is not None}
@@ -67,13 +69,17 @@ class Progress:
             self._trackers.write(step, {f"eval/{name}": value for name, value in numbers.items()})
         loss = numbers["val_loss"]
         parts = [f"{step:,}  val loss {loss:.4f}", f"(ppl {math.exp(min(loss, 50)):,.1f})"]
-        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items() if name != "val_loss"]
+        parts += [
+            f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items() if name != "val_loss"
+        ]
         self._stage.log("eval", "  ".join([*parts, *(["best"] if is_best else [])]), step=step, **numbers)
 
     def close(self) -> None:
         """Close the sinks and hand the speed to the manifest."""
         if self._busy:
-            self._stage.run_info(tokens_per_second=round(self._weight / self._busy), training_seconds=round(self._busy, 1))
+            self._stage.run_info(
+                tokens_per_second=round(self._weight / self._busy), training_seconds=round(self._busy, 1)
+            )
         if self._trackers:
             self._trackers.close()
 
@@ -82,8 +88,14 @@ class Progress:
         left = (time.monotonic() - self._started) / max(done, 1) * (self._steps - report.step)
         norm = report.row["grad_norm"]
         parts = [f"{report.step:,}/{self._steps:,}", f"loss {report.loss:.4f}", f"lr {report.row['lr']:.2e}"]
-        parts += [f"|g| {norm:.2f}" if norm is not None else "|g| not finite", f"{speed:,.0f} tok/s", f"eta {_span(left)}"]
-        self._stage.log("step", "  ".join(parts), step=report.step, loss=report.loss, tokens_per_second=round(speed))
+        parts += [
+            f"|g| {norm:.2f}" if norm is not None else "|g| not finite",
+            f"{speed:,.0f} tok/s",
+            f"eta {_span(left)}",
+        ]
+        self._stage.log(
+            "step", "  ".join(parts), step=report.step, loss=report.loss, tokens_per_second=round(speed)
+        )
 
 
 def _span(seconds: float) -> str:

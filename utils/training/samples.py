@@ -1,5 +1,6 @@
 """
-What the model says now: greedy continuations of fixed prompts, so that two evaluations can be compared by eye.
+What the model says now: greedy continuations of fixed prompts, so that two evaluations can be compared by
+eye.
 
     texts = greedy_samples(model, [[1, 410, 87]], new_tokens=48, end_ids=[2])
 """
@@ -11,7 +12,9 @@ from utils.training.loss import device_of
 
 
 @torch.no_grad()
-def greedy_samples(model: nn.Module, prompts: list[list[int]], new_tokens: int, end_ids: list[int]) -> list[list[int]]:
+def greedy_samples(
+    model: nn.Module, prompts: list[list[int]], new_tokens: int, end_ids: list[int]
+) -> list[list[int]]:
     """New ids for each prompt, without the id that ended them. No random state is touched."""
     was_training = model.training
     model.eval()

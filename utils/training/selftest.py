@@ -6,8 +6,8 @@ What a run proves about itself before its first update: it optimises what it say
     check_isolation(model, batch)                      changing one document changes no other
     check_initial_loss(loss, expected)                 from scratch: ln V + d s^2 / 2
 
-Each ends the stage with what was found. A shift made twice, a mask that leaks, or weights drawn at the wrong scale
-would otherwise show as a slightly worse model.
+Each ends the stage with what was found. A shift made twice, a mask that leaks, or weights drawn at the wrong
+scale would otherwise show as a slightly worse model.
 """
 
 import torch
@@ -33,7 +33,9 @@ def check_alignment(model: nn.Module, batch: Batch, precision: Precision) -> flo
     following = tokens[:, 1:].masked_fill(targets == IGNORED, IGNORED)
     direct = float(F.cross_entropy(logits.flatten(0, 1), following.flatten(), ignore_index=IGNORED))
     if not abs(claimed - direct) <= TOLERANCE[precision.name]:
-        raise StageError(f"self-test: the loss is {claimed:.4f}, but predicting the next token costs {direct:.4f}")
+        raise StageError(
+            f"self-test: the loss is {claimed:.4f}, but predicting the next token costs {direct:.4f}"
+        )
     return claimed
 
 
@@ -49,7 +51,9 @@ def check_causality(model: nn.Module, batch: Batch) -> None:
 
 @torch.no_grad()
 def check_isolation(model: nn.Module, batch: Batch) -> bool:
-    """Changing the first document of a row must change no later one; False when every row holds one document."""
+    """
+    Changing the first document of a row must change no later one; False when every row holds one document.
+    """
     inputs, _, position = next_token_targets(batch, device_of(model))
     restarts = position == 0
     restarts[:, 0] = False
@@ -61,14 +65,18 @@ def check_isolation(model: nn.Module, batch: Batch) -> bool:
     changed = inputs.clone()
     changed[:, :end] = (changed[:, :end] + 1) % _vocab_size(model)
     before, after = (decoder_hidden(model, each, position)[:, end:] for each in (inputs, changed))
-    _refuse_leak(before, after, "a document changes the outputs of the next one in its row: documents are not isolated")
+    _refuse_leak(
+        before, after, "a document changes the outputs of the next one in its row: documents are not isolated"
+    )
     return True
 
 
 def check_initial_loss(loss: float, expected: float) -> None:
     """An untrained model must be as surprised as its initial weights say."""
     if not abs(loss - expected) <= INITIAL_LOSS_TOLERANCE:
-        raise StageError(f"self-test: loss {loss:.3f} at step 0, expected {expected:.3f} within {INITIAL_LOSS_TOLERANCE}")
+        raise StageError(
+            f"self-test: loss {loss:.3f} at step 0, expected {expected:.3f} within {INITIAL_LOSS_TOLERANCE}"
+        )
 
 
 def _refuse_leak(before: Tensor, after: Tensor, finding: str) -> None:

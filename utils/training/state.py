@@ -39,9 +39,12 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     copy_into(tensors, {name: each.data for name, each in trainable_parameters(model).items()}, MODEL)
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
     """
-    Put stored state into the optimizer, dtypes as saved (torch's own loading would cast moments to the parameter's).
+    Put stored state into the optimizer, dtypes as saved (torch's own loading would cast moments to the
+    parameter's).
 
     ValueError names a tensor that belongs to no parameter or has another shape.
     """
@@ -50,12 +53,16 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     expected = {f"{kind}/{name}" for kind in kinds for name in parameters}
     if expected != tensors.keys():
         odd = min(expected ^ tensors.keys())
-        raise ValueError(f"{OPTIMIZER}: tensor {odd} {'is missing' if odd in expected else 'belongs to no parameter'}")
+        raise ValueError(
+            f"{OPTIMIZER}: tensor {odd} {'is missing' if odd in expected else 'belongs to no parameter'}"
+        )
     for full, tensor in tensors.items():
         kind, name = full.split("/", 1)
         parameter = parameters[name]
         if tensor.ndim and tensor.shape != parameter.shape:
-            raise ValueError(f"{OPTIMIZER}: tensor {full} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+            raise ValueError(
+                f"{OPTIMIZER}: tensor {full} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            )
         place = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
         optimizer.state[parameter][kind] = tensor.to(place)
 

@@ -1,11 +1,10 @@
 """
-The arithmetic of fine-tuning: rows, steps and learning rate from the config, and what is refused before it
-starts.
+The arithmetic of fine-tuning: rows, steps and learning rate, and what is refused before it starts.
 
     check_layout(stage.inputs("data"), "chat", "60_prepare_sft")
     check_row_tokens(dataset.lengths, config.row_tokens, "data/demo/sft")
-    plan = plan_tuning(config, num_rows=812, auto_learning_rate=2e-4)      # .steps, .batch_rows,
-    .learning_rate
+    check_context(train + val, model.config.max_position_embeddings)
+    plan = plan_tuning(config, num_rows=812, auto_learning_rate=2e-4)    # .steps .batch_rows .learning_rate
 """
 
 import math
@@ -17,6 +16,7 @@ import numpy as np
 from utils.config.sft import TuningRun
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.inputs import Input
+from utils.training.conversations import PackedConversations
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,23 @@ def check_row_tokens(lengths: np.ndarray, row_tokens: int, where: str) -> None:
         )
 
 
+def check_context(splits: Sequence[PackedConversations], context_tokens: int) -> None:
+    """ConfigError when a conversation is longer than what the model was made to read."""
+    longest = max(int(np.max(each.dataset.lengths)) for each in splits)
+    if longest > context_tokens + 1:
+        raise ConfigError(
+            f"the longest conversation has {longest:,} ids, the model reads {context_tokens:,} tokens",
+            fix="prepare the data with a lower limit (max_conversation_tokens, max_pair_tokens)",
+        )
+
+
 def check_layout(inputs: Sequence[Input], layout: str, writer: str) -> None:
     """ConfigError when a dataset was prepared for another kind of training."""
     for given in inputs:
         found = given.manifest.metrics.get("layout", "none")
         if found != layout:
             raise ConfigError(
-                f'input "{given.role}" ({given.path.name}, of {given.manifest.stage}) has the layout "{found}", '
-                f'this stage trains on "{layout}"',
+                f'input "{given.role}" ({given.path.name}, of {given.manifest.stage}) has the layout '
+                f'"{found}", this stage trains on "{layout}"',
                 fix=f"name a folder written by {writer}",
             )

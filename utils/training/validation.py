@@ -28,7 +28,9 @@ class RowReader(Protocol):
         """The rows of these numbers."""
 
 
-def spread_batches(dataset: RowReader, max_tokens: int, rows_per_batch: int = ROWS_PER_BATCH) -> Iterator[Batch]:
+def spread_batches(
+    dataset: RowReader, max_tokens: int, rows_per_batch: int = ROWS_PER_BATCH
+) -> Iterator[Batch]:
     """Batches of rows spread evenly over the split, about `max_tokens` in all; the same ones every time."""
     wanted = min(dataset.num_rows, max(1, max_tokens // dataset.sequence_length))
     indices = np.arange(wanted) * dataset.num_rows // wanted

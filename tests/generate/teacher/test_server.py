@@ -1,5 +1,4 @@
-"""The teacher over HTTP: OpenAI shapes, the same answers in every process, faults by schedule, no orphan
-left."""
+"""The teacher over HTTP: OpenAI shapes, the same answers everywhere, scheduled faults, no orphans."""
 
 import hashlib
 import json
@@ -86,10 +85,11 @@ PRINT_DIGEST = """
 import hashlib, json
 from utils.generate.teacher.replies import MODELS, reply, _subtopics
 texts = [f'Write 20 different questions about "{topic}".' for topic in _subtopics()]
-texts += [f'Write a story with this idea: "Tom loses a red {thing} in the park"' for thing in "kite ball hat".split()]
-texts += ["What does a cow say?", "What is 3 plus 4?", 'Write 12 different subtopics for short stories about "x".']
-answers = [reply(7, model, [{"role": "user", "content": text}], seed) for text in texts for model in MODELS for seed in (1, 2)]
-print(hashlib.sha256(json.dumps(answers).encode()).hexdigest())
+texts += [f'A story with this idea: "Tom loses a red {thing} in the park"' for thing in ("kite", "ball")]
+texts += ["What does a cow say?", "What is 3 plus 4?", 'Write 12 subtopics for short stories about "x".']
+chats = [[{"role": "user", "content": text}] for text in texts]
+calls = [(model, chat, seed) for chat in chats for model in MODELS for seed in (1, 2)]
+print(hashlib.sha256(json.dumps([reply(7, *call) for call in calls]).encode()).hexdigest())
 """
 
 
@@ -154,13 +154,13 @@ def test_the_teacher_dies_with_a_parent_that_is_killed():
     assert requests.get(f"{url}/models", timeout=10).ok
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    assert _gone_within(url, seconds=5)
+    assert _gone_within(url, seconds=20)
 
 
 def test_the_teacher_is_stopped_after_an_error():
     with pytest.raises(RuntimeError), offline_teacher(0) as url:
         raise RuntimeError
-    assert _gone_within(url, seconds=1)
+    assert _gone_within(url, seconds=5)
 
 
 def _gone_within(url: str, seconds: float) -> bool:
@@ -168,6 +168,8 @@ def _gone_within(url: str, seconds: float) -> bool:
     while time.monotonic() < until:
         try:
             requests.get(f"{url}/models", timeout=1)
+        except requests.ReadTimeout:
+            continue
         except requests.ConnectionError:
             return True
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from utils.generate.teacher import stories
 from utils.generate.teacher.facts import PEOPLE
 from utils.generate.teacher.kinds import KINDS
 from utils.generate.teacher.plots import ENDINGS, NARRATOR, OPENINGS, PLOTS
-from utils.generate.teacher.world import facts, questions, statement
+from utils.generate.teacher.world import answer_of, facts, questions, statement
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,12 @@ def test_what_stories_say_about_people_is_true(told):
 def test_no_chat_question_occurs_in_a_story(told):
     text = "\n".join(told)
     assert not [question for fact in facts() for question in questions(fact) if question in text]
+
+
+def test_every_story_teaches_two_or_three_facts_by_question_and_answer(told):
+    answers = [re.findall(r'\basked, "([^"]+)" [\w ]+ said, "([^"]+)"', story) for story in told]
+    assert {len(found) for found in answers} == {2, 3}
+    assert all(answer_of(question) == answer for found in answers for question, answer in found)
 
 
 def test_a_story_is_about_its_idea():

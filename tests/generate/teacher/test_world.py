@@ -22,7 +22,7 @@ def test_every_phrasing_of_a_question_has_the_one_canonical_answer():
 
 def test_no_question_is_asked_about_two_facts():
     asked = [question for fact in facts() for question in questions(fact)]
-    assert len(asked) == len(set(asked)) > 5000
+    assert len(asked) == len(set(asked)) > 3500
 
 
 def test_story_phrasings_never_equal_chat_phrasings():
@@ -36,10 +36,17 @@ def test_opposites_go_both_ways_and_friends_are_mutual():
     assert all(PEOPLE[person.friend].friend == name for name, person in PEOPLE.items())
 
 
-def test_days_and_months_form_rings_that_agree_backwards():
-    for unit, length in (("day", 7), ("month", 12)):
-        after, before = PAIRS[f"after_{unit}"], PAIRS[f"before_{unit}"]
-        assert len(after) == length and all(before[after[word]] == word for word in after)
+def test_days_and_months_form_rings():
+    for ring, length in (("after_day", 7), ("after_month", 12)):
+        after, word = PAIRS[ring], next(iter(PAIRS[ring]))
+        passed = [word := after[word] for _ in range(length)]
+        assert len(after) == length == len(set(passed))
+    assert all(PAIRS["before_day"][PAIRS["after_day"][day]] == day for day in PAIRS["after_day"])
+
+
+def test_no_two_people_share_what_is_true_of_them():
+    for attribute in ("food", "pet", "home", "dream", "fear", "hobby", "friend"):
+        assert len({getattr(person, attribute) for person in PEOPLE.values()}) == len(PEOPLE) == 16
 
 
 def test_a_wrong_object_is_never_the_right_one():
@@ -105,7 +112,7 @@ def test_seven_in_ten_weak_answers_are_the_right_sentence_with_a_wrong_fact():
 
 def test_subtopics_hold_enough_questions_for_the_demo():
     sizes = [8 * len(known) for known in _subtopics().values() if known]
-    assert len(_subtopics()) == 49 and min(sizes) >= 96
+    assert len(_subtopics()) == 39 and min(sizes) >= 96
 
 
 def test_lists_of_the_fact_tables_are_stable_across_seeds():

@@ -58,18 +58,29 @@ _PLURALS = {
     "fish": "kinds of fish",
 }
 _MANNERS = {
-    "Hello! How can I help you?": "Hello!|Hi!|Hello there!|Good morning!|Good day!|Hi, teacher!|Hey!|Good evening!|"
-    "Hello, friend!|Hi, can you help me?|Hello, I have a question.|Hello, are you there?",
-    "I am fine, thank you.": "How are you?|How are you today?|Are you well?|How do you feel?|Is everything fine?|"
-    "How is it going?|Are you doing well today?|Do you feel good today?",
-    "You are welcome.": "Thank you!|Thanks!|Thank you very much!|Thanks a lot!|That was helpful, thank you!|"
-    "Many thanks!|Thanks for your help!|I thank you!",
-    "Goodbye! See you soon.": "Goodbye!|Bye!|See you!|See you later!|I have to go now.|Good night!|Bye for now!|"
-    "Until tomorrow!",
-    "I am a small language model.": "Who are you?|What are you?|Tell me who you are.|Are you a robot?|Are you a person?|"
-    "What is your name?|Please introduce yourself.|May I know who you are?",
-    "I can answer simple questions.": "What can you do?|How can you help me?|What do you know?|Can you help me?|"
-    "Tell me what you can do.|What are you good at?|What may I ask you?|For what can I use you?",
+    "Hello! How can I help you?": (
+        "Hello!|Hi!|Hello there!|Good morning!|Good day!|Hi, teacher!|Hey!|Good evening!|Hello, friend!|"
+        "Hi, can you help me?|Hello, I have a question.|Hello, are you there?"
+    ),
+    "I am fine, thank you.": (
+        "How are you?|How are you today?|Are you well?|How do you feel?|Is everything fine?|How is it going?|"
+        "Are you doing well today?|Do you feel good today?"
+    ),
+    "You are welcome.": (
+        "Thank you!|Thanks!|Thank you very much!|Thanks a lot!|That was helpful, thank you!|Many thanks!|"
+        "Thanks for your help!|I thank you!"
+    ),
+    "Goodbye! See you soon.": (
+        "Goodbye!|Bye!|See you!|See you later!|I have to go now.|Good night!|Bye for now!|Until tomorrow!"
+    ),
+    "I am a small language model.": (
+        "Who are you?|What are you?|Tell me who you are.|Are you a robot?|Are you a person?|"
+        "What is your name?|Please introduce yourself.|May I know who you are?"
+    ),
+    "I can answer simple questions.": (
+        "What can you do?|How can you help me?|What do you know?|Can you help me?|Tell me what you can do.|"
+        "What are you good at?|What may I ask you?|For what can I use you?"
+    ),
 }
 
 

@@ -32,8 +32,8 @@ def listed(text: str) -> list[str]:
     return text.split("|")
 
 
-_GIRLS = listed("Lily|Anna|Mia|Ella|Sue|Rose|Nora|Lucy|Amy|Jane|Kate|Zoe|Emma|Ruth|Ivy|Clara")
-_BOYS = listed("Tom|Ben|Sam|Max|Jack|Leo|Tim|Dan|Fred|Joe|Bob|Finn|Hugo|Paul|Mark|Ned")
+_GIRLS = listed("Lily|Anna|Mia|Ella|Sue|Rose|Nora|Lucy")
+_BOYS = listed("Tom|Ben|Sam|Max|Jack|Leo|Tim|Dan")
 _FOODS = listed(
     "apples|rice|soup|cake|bread|grapes|corn|fish|eggs|cheese|honey|plums|beans|nuts|pancakes|carrots"
 )
@@ -62,18 +62,16 @@ _HOBBIES = listed(
 
 
 def _people() -> dict[str, Person]:
-    """Deal the attributes out by fixed strides: no seed, no two neighbours alike, friends are mutual."""
+    """Deal the attributes out by fixed odd strides: no seed, nobody shares one, friends are mutual."""
+    names, deal = _GIRLS + _BOYS, (_FOODS, _PETS, _HOMES, _DREAMS, _FEARS, _HOBBIES)
+    friends = dict(zip(names, _BOYS + _GIRLS, strict=True))
     people: dict[str, Person] = {}
-    count = len(_GIRLS)
-    for row, (names, others) in enumerate(((_GIRLS, _BOYS), (_BOYS, _GIRLS))):
-        for i, name in enumerate(names):
-            deal = [_FOODS, _PETS, _HOMES, _DREAMS, _FEARS, _HOBBIES]
-            strides = ((3, 1, 5, 7, 11, 13), (5, 9, 3, 11, 7, 15))[row]
-            values = [
-                table[(i * stride + 3 * column + 6 * row) % count]
-                for column, (table, stride) in enumerate(zip(deal, strides, strict=True))
-            ]
-            people[name] = Person(name, row == 0, *values, friend=others[i])
+    for i, name in enumerate(names):
+        stridden = zip(deal, (3, 5, 7, 9, 11, 13), strict=True)
+        values = [
+            table[(i * stride + column) % len(names)] for column, (table, stride) in enumerate(stridden)
+        ]
+        people[name] = Person(name, name in _GIRLS, *values, friend=friends[name])
     return people
 
 
@@ -91,10 +89,10 @@ def _table(text: str) -> dict[str, str]:
 _OPPOSITES = _table(
     "hot:cold, big:small, fast:slow, up:down, happy:sad, day:night, wet:dry, hard:soft, old:new, "
     "open:closed, long:short, light:dark, full:empty, clean:dirty, loud:quiet, rich:poor, strong:weak, "
-    "early:late, high:low, noisy:silent, near:far, inside:outside, left:right, wide:narrow, thick:thin, "
-    "sweet:bitter, brave:scared, asleep:awake, first:last, good:bad, rough:smooth, deep:shallow, "
-    "tight:loose, cheap:costly, front:back, above:below, alive:dead, begin:end, push:pull, laugh:cry, "
-    "win:lose, buy:sell, give:take, love:hate, rise:fall"
+    "early:late, high:low, near:far, inside:outside, left:right, thick:thin, "
+    "brave:scared, asleep:awake, first:last, good:bad, deep:shallow, "
+    "above:below, push:pull, laugh:cry, "
+    "win:lose, give:take"
 )
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _MONTHS = listed("January|February|March|April|May|June|July|August|September|October|November|December")
@@ -183,6 +181,5 @@ PAIRS: dict[str, dict[str, str]] = {
     "after_day": _next(_DAYS),
     "before_day": {after: day for day, after in _next(_DAYS).items()},
     "after_month": _next(_MONTHS),
-    "before_month": {after: month for month, after in _next(_MONTHS).items()},
     "after_number": dict(zip(_NUMBERS, _NUMBERS[1:], strict=False)),
 }

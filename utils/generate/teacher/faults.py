@@ -1,6 +1,5 @@
 """
-Faults by schedule, to test clients: a share of all calls is refused, dropped or cut, the same ones in every
-run.
+Faults by schedule, to test clients: a share of calls is refused, dropped or cut, in every run the same.
 
     >>> Faults.parse("429:0.1,drop:0.05").shares
     {'429': 0.1, 'drop': 0.05}

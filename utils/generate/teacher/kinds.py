@@ -2,8 +2,7 @@
 """
 The kinds of facts and every way to ask about them: text only, no logic.
 
-`{s}` is the subject, `{o}` the object, `{a s}` the subject with its article, `{A s}` the same at the start of
-a sentence.
+`{s}` is the subject, `{o}` the object, `{a s}` has an article, `{A s}` starts a sentence with it.
 
     >>> KINDS["sound"].answer
     '{A s} says {o}.'
@@ -138,14 +137,6 @@ KINDS: dict[str, Kind] = {
         "What is the month after {s}?|Which month follows {s}?|Can you name the month after {s}?|"
         "Please name the month that follows {s}.|It is {s} now. What is the next month?",
         "Do you know the month after {s}?|Who knows which month comes after {s}?",
-    ),
-    "before_month": _kind(
-        "months of the year",
-        "The month before {s} is {o}.",
-        "Which month comes before {s}?|What month is it before {s}?|Tell me the month before {s}.|"
-        "What is the month before {s}?|Can you name the month before {s}?|Which month is just before {s}?|"
-        "Please name the month that comes before {s}.|It is {s} now. What was the last month?",
-        "Do you know the month before {s}?|Who knows which month comes before {s}?",
     ),
     "after_number": _kind(
         "counting",

@@ -74,7 +74,7 @@ def _generator(
     return random.Random(int.from_bytes(hashlib.sha256(call.encode()).digest()[:8], "big"))
 
 
-# --- lists: subtopics, story ideas, questions ---------------------------------------------------------------------
+# lists: subtopics, story ideas, questions
 
 
 def _list_reply(text: str, count: int, noun: str, rng: random.Random) -> str:
@@ -135,12 +135,11 @@ def _write_some(write, count: int, excluded: set[str]) -> list[str]:
     return list(found.values())
 
 
-# --- the weak model ------------------------------------------------------------------------------------------------
+# the weak model
 
 
 def _weak_answer(prompt: str, right: str, rng: random.Random) -> str:
-    """Mostly a fluent sentence with the wrong fact; else off topic, repetitive or evasive. Never the right
-    answer."""
+    """Mostly a fluent sentence with a wrong fact; else off topic, stuck or evasive. Never right."""
     manner = rng.choices(("wrong", "off topic", "stuck", "evasive"), weights=(70, 12, 12, 6))[0]
     fact = fact_of(prompt)
     if manner == "stuck":

@@ -162,12 +162,11 @@ def _events(completion: dict) -> Iterator[dict]:
 
 async def serve(teacher: Teacher, port: int, exit_with_stdin: bool) -> None:
     """Serve until cancelled, or until stdin closes: a killed parent never leaves a teacher behind."""
-    runner = web.ServerRunner(web.Server(teacher.handle, access_log=None))
+    runner = web.ServerRunner(web.Server(teacher.handle, access_log=None), shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port, backlog=2048)
     await site.start()
-    assert site._server is not None  # aiohttp has no public way to ask for the port that the kernel chose
-    bound = site._server.sockets[0].getsockname()[1]
+    bound = runner.addresses[0][1]
     print(json.dumps({"base_url": f"http://127.0.0.1:{bound}/v1"}), flush=True)
     try:
         await _parent_left() if exit_with_stdin else await asyncio.Event().wait()

@@ -13,14 +13,15 @@ import re
 from functools import cache
 
 from utils.generate.teacher.facts import PEOPLE, Person
-from utils.generate.teacher.plots import ENDINGS, LESSONS, NARRATOR, OPENINGS, PLOTS, Plot
-from utils.generate.teacher.world import facts_about, statement, story_questions, world_facts
+from utils.generate.teacher.plots import ENDINGS, LESSON, LESSON_OPENINGS, NARRATOR, OPENINGS, PLOTS, Plot
+from utils.generate.teacher.world import facts, facts_about, statement, story_questions
 
 FAVOURITES = 40
 """How many stories the teacher tells again and again."""
 REPEATED_SHARE = 0.03
 NEARLY_REPEATED_SHARE = 0.05
 LONGEST_WORDS = 140
+MOST_LESSONS = 3
 _RETELLING_WORDS = max(len(sentence.split()) for sentence in NARRATOR["weather"])
 
 
@@ -81,14 +82,31 @@ def _tell(wish: str, rng: random.Random) -> str:
     assert understood is not None, "the teacher cannot read its own idea"
     plot, hero, slots = understood
     slots |= _cast(hero, rng)
-    about_hero = [f for f in facts_about(hero.name) if f.kind != "friend"]
-    known = [statement(fact) for fact in rng.sample(about_hero, 2)]
-    sentences = [rng.choice(OPENINGS), known[0], _also(known[1], hero, rng)]
-    sentences += [rng.choice(beat) for beat in plot.beats] + [rng.choice(ENDINGS)]
-    told = [_fill(sentence, slots, rng) for sentence in sentences]
-    if sum(len(sentence.split()) for sentence in told) > LONGEST_WORDS - _RETELLING_WORDS:
-        told = [told[0], *told[2:-1]]
-    return " ".join(told)
+    about_hero = [fact for fact in facts_about(hero.name) if fact.kind != "friend"]
+    first, second = (statement(fact) for fact in rng.sample(about_hero, 2))
+    told = [rng.choice(OPENINGS).format_map(slots), first, _also(second, hero, rng)]
+    told += _beats(plot, slots, LONGEST_WORDS - _RETELLING_WORDS - _words(told), rng)
+    ending = rng.choice(ENDINGS).format_map(slots)
+    return " ".join([*told, ending] if _words([*told, ending]) <= LONGEST_WORDS - _RETELLING_WORDS else told)
+
+
+def _beats(plot: Plot, slots: dict[str, str], room: int, rng: random.Random) -> list[str]:
+    """The plot in at most `room` words: what it needs, questions and answers, then what still fits."""
+    beats = [rng.choice(beat).format_map(slots | {"LESSON": ""}) for beat in plot.beats]
+    kept = {number for number in range(len(beats)) if number not in plot.optional}
+    room -= _words([beats[number] for number in kept])
+    lesson = plot.beats.index(("{LESSON}",))
+    beats[lesson] = _lessons(slots, room, rng)
+    room -= _words([beats[lesson]])
+    for number in rng.sample(sorted(plot.optional), len(plot.optional)):
+        if _words([beats[number]]) <= room:
+            kept.add(number)
+            room -= _words([beats[number]])
+    return [beats[number] for number in sorted(kept)]
+
+
+def _words(sentences: list[str]) -> int:
+    return sum(len(sentence.split()) for sentence in sentences)
 
 
 def _also(sentence: str, hero: Person, rng: random.Random) -> str:
@@ -119,16 +137,19 @@ def _cast(hero: Person, rng: random.Random) -> dict[str, str]:
     return slots
 
 
-def _fill(sentence: str, slots: dict[str, str], rng: random.Random) -> str:
-    if sentence == "{LESSON}":
-        sentence, slots = rng.choice(LESSONS), slots | _lesson(slots["friend"], rng)
-    return sentence.format_map(slots)
+def _lessons(slots: dict[str, str], room: int, rng: random.Random) -> str:
+    """Questions and answers in one fixed form, so that a small model soon sees that they belong together."""
+    people = [slots["hero"], slots["friend"], slots["Elder"]]
+    told = [rng.choice(LESSON_OPENINGS)]
+    for _ in range(MOST_LESSONS):
+        asker, answerer = rng.sample(people, 2)
+        lesson = LESSON.format(asker=asker, answerer=answerer, **_lesson(rng))
+        if _words([*told, lesson]) <= room:
+            told.append(lesson)
+    return " ".join(told)
 
 
-def _lesson(friend: str, rng: random.Random) -> dict[str, str]:
-    """A question and its answer: two in three about the world, else about somebody."""
-    if rng.random() < 0.67:
-        fact = rng.choice(world_facts())
-    else:
-        fact = rng.choice(facts_about(rng.choice(list(PEOPLE))))
+def _lesson(rng: random.Random) -> dict[str, str]:
+    """A question and its answer, every fact of the world equally often."""
+    fact = rng.choice(facts())
     return {"question": rng.choice(story_questions(fact)), "answer": statement(fact)}

@@ -96,12 +96,6 @@ def facts_about(name: str) -> tuple[Fact, ...]:
     return tuple(f for f in facts() if f.subject == name)
 
 
-@cache
-def world_facts() -> tuple[Fact, ...]:
-    """The facts that are about no person."""
-    return tuple(fact for fact in facts() if fact.kind in PAIRS)
-
-
 def normalised(question: str) -> str:
     """Case, blanks and the final mark do not change a question."""
     return " ".join(question.lower().split()).rstrip("?.! ")

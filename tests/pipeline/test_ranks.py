@@ -1,0 +1,93 @@
+"""Two processes of one launch: rank 0 decides and writes, both leave with one code (P30)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.toy import Toy
+from utils.pipeline.locks import exclusive
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {repo!r})
+from pathlib import Path
+from tests.pipeline.toy import CLASSES, Toy
+from utils.pipeline.ranks import Ranks
+from utils.pipeline.stage import execute
+
+toy, ranks = Toy(Path({root!r})), Ranks.from_environment()
+
+def main(config, stage):
+    seen = stage.input("corpus").manifest.output_digest if stage.has_input("corpus") else ""
+    stage.log("seen", "by everybody, said once")
+    if stage.is_main:
+        (stage.partial / "weights").write_text("written once")
+    print(json.dumps({{"rank": ranks.rank, "key": stage.build.key, "run": stage.build.run_id, "seen": seen}}), flush=True)
+    return {{"ranks": ranks.world_size}}
+
+def run(stage, *more):
+    code = execute(stage, CLASSES[stage], main, ["--config", f"config/demo/{{stage}}.json", *more], toy.workspace, ranks)
+    print(json.dumps({{"rank": ranks.rank, "stage": stage, "code": code}}), flush=True)
+    return code
+
+run("60_prepare_sft", "--force")     # built
+run("60_prepare_sft")                # up to date
+run("40_pack_dataset", "--force")    # locked by the test
+ranks.leave(run("50_pretrain"))      # refused: tampered data
+"""
+
+
+@pytest.fixture
+def outcome(toy: Toy) -> list[dict]:
+    """Everything that two ranks print as JSON while they run four stages, and how they leave."""
+    toy.flip("40_pack_dataset", "train.bin")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = SCRIPT.format(repo=str(Path(__file__).parents[2]), root=str(toy.root))
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launch |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    started = time.time()
+    with exclusive(toy.workspace, "data/demo/packed", "held by the test"):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                cwd=toy.root,
+                env=os.environ | launch | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        texts = [process.communicate(timeout=120)[0] for process in processes]
+    rows = [json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")]
+    left = [{"left": process.returncode} for process in processes]
+    return [*rows, *left, {"text": texts, "seconds": time.time() - started}]
+
+
+@pytest.mark.slow
+def test_two_processes_one_decision(toy: Toy, outcome: list[dict]) -> None:
+    texts = outcome[-1]["text"]
+    codes = {
+        (row["rank"], row["stage"]): row["code"] for row in outcome[:-1] if "code" in row and "rank" in row
+    }
+    expected = [0, 4, 3]
+    for rank in range(2):
+        stages = ("60_prepare_sft", "40_pack_dataset", "50_pretrain")
+        assert [codes[rank, stage] for stage in stages] == expected, texts
+    assert [row["left"] for row in outcome if "left" in row] == [3, 3]
+    builds = [row for row in outcome if "key" in row]
+    assert [row["rank"] for row in builds] == [0, 1], "main ran once on each rank, and not when up to date"
+    assert builds[0] | {"rank": 1} == builds[1], "both work under one key, one run, one proof"
+    assert "said once" in texts[0] and "said once" not in texts[1]
+    assert texts[0].count("error: ") == 2 and "error: " not in texts[1]
+    assert "is being built (pid" in texts[0] and "is tampered" in texts[0]
+    assert toy.manifest("60_prepare_sft")["metrics"] == {"ranks": 2}
+    assert toy.manifest("60_prepare_sft")["run"]["id"] == builds[0]["run"]

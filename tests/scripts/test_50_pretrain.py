@@ -1,0 +1,210 @@
+"""Stage 50 on a toy tokenizer and toy rows: what it writes, says, refuses, and how it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.chat.toy_chain import ToyTokenizerConfig, questions, script, train_tokenizer
+from utils.config.pretrain import PretrainConfig
+from utils.models.presets import load_architecture
+from utils.packing.dataset import PackedDataset
+from utils.packing.index import SpecialIds
+from utils.packing.pack import EncodedBlock, Layout, SplitPacker
+from utils.pipeline.config import InputFolder, Section, StageConfig
+from utils.pipeline.errors import StageError
+from utils.pipeline.stage import Stage, execute
+from utils.pipeline.workspace import REPOSITORY, STAGES, Workspace
+from utils.tokenizer.frozen import FrozenTokenizer
+from utils.training.loss import mean_loss
+from utils.training.validation import spread_batches
+
+CONFIG = {
+    "output": "checkpoints/toy/base",
+    "model": "toy",
+    "inputs": {"tokenizer": "data/toy/tokenizer", "data": [{"path": "data/toy/packed"}]},
+    "budget": {"unit": "steps", "value": 120},
+    "global_batch_tokens": 256,
+    "optimizer": {"learning_rate": 0.01},
+    "precision": "fp32",
+    "cpu_threads": 1,
+    "eval_every_steps": 60,
+    "save_every_steps": 30,
+    "prompts": ["is the cat"],
+    "sample_tokens": 6,
+    "trackers": [],
+}
+
+
+class ToyPackInputs(Section):
+    """What the toy rows stand on."""
+
+    tokenizer: InputFolder
+
+
+class ToyPackConfig(StageConfig):
+    """Questions and answers as packed rows of 32 ids."""
+
+    stage: ClassVar[str] = "40_pack_dataset"
+
+    inputs: ToyPackInputs
+    repeats: int = 4
+    """How often each question occurs in the training split."""
+
+
+def pack(config: ToyPackConfig, stage: Stage) -> dict:
+    tokenizer = FrozenTokenizer(stage.input("tokenizer").path)
+    layout = Layout(
+        "best_fit", 32, tokenizer.vocab_size, tokenizer.fingerprint, SpecialIds(1, 2, 3), ["questions"]
+    )
+    texts = [f"{question} yes, {colour}" for question, colour in questions()]
+    for split, chosen in (("train", texts * config.repeats), ("val", texts[::5])):
+        ids = [np.array([1, *found, 2], np.uint32) for found in tokenizer.encode_text(chosen)]
+        names = [f"{split}{i}".encode().hex().zfill(32) for i in range(len(ids))]
+        sizes = [len(document) for document in ids]
+        packer = SplitPacker(stage.partial, split, layout, stage.journal(split), 0)
+        packer.append(EncodedBlock(np.concatenate(ids), sizes, sizes, names, ["questions"] * len(ids)))
+        packer.finish()
+    return {}
+
+
+TOYS = {"30_train_tokenizer": (ToyTokenizerConfig, train_tokenizer), "40_pack_dataset": (ToyPackConfig, pack)}
+
+
+def run(workspace: Workspace, name: str, document: dict, *arguments: str) -> int:
+    path = workspace.path(f"config/toy/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    config_class, main = TOYS.get(name) or (PretrainConfig, script(name).main)
+    return execute(name, config_class, main, ["--config", str(path), *arguments], workspace)
+
+
+def build_inputs(root: Path) -> Workspace:
+    shape = load_architecture("smoke", REPOSITORY).model_dump()
+    shape |= {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "ffn_size": 64}
+    folder = root / "config" / "architectures"
+    folder.mkdir(parents=True)
+    (folder / "toy.json").write_text(json.dumps(shape | {"num_layers": 1}))
+    toys = {name: f"{__name__}:{config.__name__}" for name, (config, _) in TOYS.items()}
+    workspace = Workspace(root, dict(STAGES) | toys)
+    assert run(workspace, "30_train_tokenizer", {"output": "data/toy/tokenizer"}) == 0
+    inputs = {"tokenizer": "data/toy/tokenizer"}
+    assert run(workspace, "40_pack_dataset", {"output": "data/toy/packed", "inputs": inputs}) == 0
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    torch.set_num_threads(1)
+    return build_inputs(tmp_path_factory.mktemp("pretrain"))
+
+
+@pytest.fixture(scope="module")
+def built(workspace):
+    assert run(workspace, "50_pretrain", CONFIG) == 0
+    return workspace.path("checkpoints/toy/base")
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.fixture
+def copy(workspace, tmp_path):
+    """The workspace without its model, to build in."""
+    root = tmp_path / "copy"
+    shutil.copytree(workspace.root, root, ignore=shutil.ignore_patterns("checkpoints"))
+    return Workspace(root, workspace.stages)
+
+
+def test_the_artifact_is_a_model_that_transformers_loads(built, workspace):
+    outputs = {row["path"] for row in manifest(built)["outputs"]}
+    assert outputs >= {"model.safetensors", "config.json", "generation_config.json", "MODEL_CARD.md"}
+    assert outputs >= {"history.jsonl", "samples.jsonl", "tokenizer.model", "tokenizer.json"}
+    assert not any(name.startswith(("log", "checkpoints")) for name in outputs)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (built / name).read_bytes() == (workspace.path("data/toy/tokenizer") / name).read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(built)
+    val = PackedDataset(workspace.path("data/toy/packed"), "val")
+    loss = mean_loss(model, spread_batches(val, 65_536))
+    assert loss == pytest.approx(manifest(built)["metrics"]["val_loss"], abs=1e-6)
+
+
+def test_it_learns_and_says_what_counting_would_achieve(built):
+    metrics = manifest(built)["metrics"]
+    assert metrics["val_loss"] < metrics["bigram_loss"] < metrics["unigram_loss"] < metrics["uniform_loss"]
+    assert metrics["steps"] == 120 and metrics["batch_rows"] == 8 and metrics["skipped_steps"] == 0
+    assert metrics["val_bits_per_byte"] < metrics["bigram_bits_per_byte"]
+    assert metrics["initial_val_loss"] == pytest.approx(metrics["uniform_loss"], abs=0.1)
+    card = (built / "MODEL_CARD.md").read_text()
+    assert "| unigram loss |" in card and "'is the cat' ->" in card
+
+
+def test_samples_are_taken_at_every_evaluation(built):
+    rows = [json.loads(line) for line in (built / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 60, 120]
+    assert rows[-1]["text"].strip().startswith(("red", "blue", "green", "black"))
+
+
+def test_the_log_prints_the_arithmetic(copy, capsys):
+    assert run(copy, "50_pretrain", CONFIG | {"budget": {"unit": "steps", "value": 2}}) == 0
+    out = capsys.readouterr().out
+    assert "toy: 2" in out and "parameters (" in out and "tied, vocabulary 3" in out
+    assert "= 2 steps x 8 rows x 32;" in out and "peak lr 1.00e-02, wsd" in out
+    assert "alignment, causality and isolation hold" in out and "decay: 7 tensors" in out
+
+
+def test_up_to_date_and_stale_by_architecture_file(built, copy, capsys):
+    shutil.copytree(built, copy.path("checkpoints/toy/base"))
+    assert run(copy, "50_pretrain", CONFIG) == 0
+    assert "up to date" in capsys.readouterr().out
+    path = copy.path("config/architectures/toy.json")
+    path.write_text(path.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
+    assert run(copy, "50_pretrain", CONFIG, "--dry-run") == 0
+    assert "config.model" in capsys.readouterr().out
+
+
+def test_a_killed_run_continues_to_the_same_digest(built, copy, monkeypatch):
+    from utils.training.loop import Trainer
+
+    save = Trainer.save_if_due
+
+    def die_at_70(trainer):
+        save(trainer)
+        if trainer.step == 70:
+            raise StageError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_if_due", die_at_70)
+        assert run(copy, "50_pretrain", CONFIG) == 4
+    assert run(copy, "50_pretrain", CONFIG) == 0
+    again = copy.path("checkpoints/toy/base")
+    assert manifest(again)["output_digest"] == manifest(built)["output_digest"]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (again, built))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_swapped_tokenizer_is_refused(copy, capsys):
+    assert run(copy, "30_train_tokenizer", {"output": "data/toy/tokenizer", "seed": 1}) == 0
+    assert run(copy, "50_pretrain", CONFIG) == 3
+    assert "tokenizer" in capsys.readouterr().err
+
+
+def test_a_truncated_packed_file_is_refused(copy, capsys):
+    path = copy.path("data/toy/packed/train.bin")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert run(copy, "50_pretrain", CONFIG) == 3
+    assert "train.bin" in capsys.readouterr().err
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(copy, capsys):
+    assert run(copy, "50_pretrain", CONFIG | {"model": "tyo"}) == 2
+    message = capsys.readouterr().err
+    assert "config/architectures/tyo.json" in message and "toy" in message

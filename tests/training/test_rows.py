@@ -1,0 +1,74 @@
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from utils.pipeline.errors import ConfigError
+from utils.training.rows import MixtureRows, micro_batch_rows
+
+
+class Draws(NamedTuple):
+    dataset: np.ndarray
+    row: np.ndarray
+
+
+class Counting:
+    """A mixture over one dataset whose draw k is row k."""
+
+    batch_rows = 8
+
+    def __init__(self):
+        self.drawn = 0
+
+    def next_step(self, rank, num_ranks):
+        share = self.batch_rows // num_ranks
+        first = self.drawn + rank * share
+        self.drawn += self.batch_rows
+        return Draws(np.zeros(share, int), np.arange(first, first + share))
+
+    def cursor(self):
+        return {"rows_drawn": self.drawn}
+
+    def restore(self, cursor):
+        self.drawn = cursor["rows_drawn"]
+
+
+def read(rows, rank=0, num_ranks=1, micro_rows=2):
+    return [batch.tolist() for batch in rows.next_step(rank, num_ranks, micro_rows)]
+
+
+def test_rows_of_a_step_are_the_same_for_any_ranks_and_micro_batches():
+    for ranks, micro in ((1, 8), (1, 2), (2, 2), (4, 1)):
+        parts = [MixtureRows(Counting(), lambda draws: draws.row) for _ in range(ranks)]
+        for first in (0, 8):
+            found = [
+                row
+                for rank, rows in enumerate(parts)
+                for batch in read(rows, rank, ranks, micro)
+                for row in batch
+            ]
+            assert found == list(range(first, first + 8))
+
+
+def test_the_cursor_leads_back():
+    rows = MixtureRows(Counting(), lambda draws: draws.row)
+    read(rows)
+    cursor = rows.cursor()
+    expected = read(rows)
+    rows.restore(cursor)
+    assert read(rows) == expected == [[8, 9], [10, 11], [12, 13], [14, 15]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "ranks", "found"),
+    [("auto", 32, 1, 16), ("auto", 24, 1, 12), ("auto", 34, 2, 1), (8, 32, 2, 8)],
+)
+def test_micro_batch_divides_the_rows_of_a_rank(asked, rows, ranks, found):
+    assert micro_batch_rows(asked, rows, ranks) == found
+
+
+def test_uneven_shares_are_refused():
+    with pytest.raises(ConfigError, match="a global batch of 32 rows cannot be shared by 3 processes"):
+        micro_batch_rows("auto", 32, 3)
+    with pytest.raises(ConfigError, match='"micro_batch_rows": 5 does not divide the 32 rows of a process'):
+        micro_batch_rows(5, 32, 1)

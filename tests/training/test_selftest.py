@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from tests.training.toy_stage import CountingRows, ToyBatch, toy_model
+from utils.pipeline.errors import StageError
+from utils.training import loss as loss_module
+from utils.training.precision import FP32
+from utils.training.selftest import check_alignment, check_causality, check_initial_loss, check_isolation
+
+
+@pytest.fixture
+def model():
+    return toy_model().eval()
+
+
+@pytest.fixture
+def batch():
+    return CountingRows().rows(range(4))
+
+
+def test_a_sound_model_passes(model, batch):
+    assert check_alignment(model, batch, FP32) == pytest.approx(3.489, abs=0.01)
+    check_causality(model, batch)
+    assert check_isolation(model, batch)
+
+
+def test_targets_shifted_twice_are_refused(model, batch, monkeypatch):
+    """The defect of a published pipeline: reader and loss both shift."""
+    original = loss_module.next_token_targets
+
+    def shifted_again(rows, device="cpu"):
+        inputs, targets, position = original(rows, device)
+        return inputs, torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], -100)], 1), position
+
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # a model with opinions, so that another target costs another loss
+    monkeypatch.setattr(loss_module, "next_token_targets", shifted_again)
+    with pytest.raises(StageError, match="self-test: the loss is .* but predicting the next token costs"):
+        check_alignment(model, batch, FP32)
+
+
+def test_attention_that_sees_the_future_is_refused(model, batch):
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    single = ToyBatch(batch.tokens, torch.zeros_like(batch.document), torch.arange(13).expand(4, -1))
+    with pytest.raises(StageError, match="the last input changes earlier outputs"):
+        check_causality(model, single)
+
+
+def test_documents_that_see_each_other_are_refused(model, batch, monkeypatch):
+    def joined(model, inputs, position):
+        return model.model(input_ids=inputs, use_cache=False).last_hidden_state
+
+    monkeypatch.setattr("utils.training.selftest.decoder_hidden", joined)
+    with pytest.raises(StageError, match="documents are not isolated"):
+        check_isolation(model, batch)
+
+
+def test_rows_of_one_document_leave_isolation_open(model):
+    row = torch.arange(13)[None]
+    assert not check_isolation(model, ToyBatch(row, torch.zeros_like(row), row))
+
+
+def test_a_wrong_initial_loss_is_refused():
+    check_initial_loss(8.30, 8.37)
+    with pytest.raises(StageError, match="loss 9.000 at step 0, expected 8.370 within 0.25"):
+        check_initial_loss(9.0, 8.37)
+    with pytest.raises(StageError):
+        check_initial_loss(float("nan"), 8.37)
