@@ -10,14 +10,14 @@ import pytest
 from tests.pipeline.toy import Toy
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill loses no page cache, so the tests need no disk to wait for (5 ms a file)."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Toy:
+def bare(tmp_path: Path, no_fsync: None) -> Toy:
     """A toy workspace where nothing was built yet."""
     return Toy(tmp_path / "root").write()
 
@@ -31,7 +31,7 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fresh_toy(built_root: Path, tmp_path: Path) -> Callable[[], Toy]:
+def fresh_toy(built_root: Path, tmp_path: Path, no_fsync: None) -> Callable[[], Toy]:
     """Copies of the built workspace, one per call."""
     made: list[Toy] = []
 

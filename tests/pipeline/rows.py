@@ -43,7 +43,7 @@ def row(number: str, *guards: str, refuses: bool = True) -> Callable[[Callable[[
 
 
 def answers(result: Result, code: int, part: str, kind: str = "") -> None:
-    """The exit code, the kind of the verdict, and a part of what was said (printed, or in the JSON log line)."""
+    """The exit code, the kind of the verdict, and a part of what was printed or logged."""
     said = f"{result.text}\n{result.verdict}"
     assert result.code == code, f"exit {result.code}, wanted {code}: {said}"
     assert part in said, f"{part!r} is not in: {said}"

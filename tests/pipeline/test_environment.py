@@ -33,7 +33,7 @@ class Packer:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     files = {
-        "scripts/40_pack.py": "from utils.packing.pack import Packer\nimport json\nfrom utils.missing import x\n",
+        "scripts/40_pack.py": "from utils.packing.pack import Packer\nimport json\nfrom utils.no import x\n",
         "utils/packing/pack.py": PACK,
         "utils/deep.py": "import utils.packing.pack\ninner = 1\n",
         "utils/unused.py": "x = 1\n",

@@ -17,7 +17,8 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, {repo!r})
 from pathlib import Path
-from tests.pipeline.toy import CLASSES, Toy
+from tests.pipeline.toy import Toy
+from tests.pipeline.toy_configs import CLASSES
 from utils.pipeline.ranks import Ranks
 from utils.pipeline.stage import execute
 
@@ -28,11 +29,13 @@ def main(config, stage):
     stage.log("seen", "by everybody, said once")
     if stage.is_main:
         (stage.partial / "weights").write_text("written once")
-    print(json.dumps({{"rank": ranks.rank, "key": stage.build.key, "run": stage.build.run_id, "seen": seen}}), flush=True)
+    facts = {{"rank": ranks.rank, "key": stage.build.key, "run": stage.build.run_id, "seen": seen}}
+    print(json.dumps(facts), flush=True)
     return {{"ranks": ranks.world_size}}
 
 def run(stage, *more):
-    code = execute(stage, CLASSES[stage], main, ["--config", f"config/demo/{{stage}}.json", *more], toy.workspace, ranks)
+    argv = ["--config", f"config/demo/{{stage}}.json", *more]
+    code = execute(stage, CLASSES[stage], main, argv, toy.workspace, ranks)
     print(json.dumps({{"rank": ranks.rank, "stage": stage, "code": code}}), flush=True)
     return code
 

@@ -1,19 +1,17 @@
-"""The stage runner: what it decides, what it prints, what it keeps, what it gives to `main` (P6, P18, P25-P27, P31, P32)."""
+"""The stage runner: what it decides, prints, keeps and gives to `main` (P6, P18, P25-P27, P32)."""
 
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.rows import answers
-from tests.pipeline.toy import CLASSES, Toy, all_files
+from tests.pipeline.toy import Toy, all_files
+from tests.pipeline.toy_configs import CLASSES
 from utils.pipeline import build as build_module
 from utils.pipeline.errors import ConfigError, DataError, UpstreamError
 from utils.pipeline.journal import Journal
@@ -42,19 +40,17 @@ def test_dry_run_decides_and_writes_nothing(toy: Toy) -> None:
 
 
 def test_a_refusal_has_the_shape_of_the_specification(toy: Toy) -> None:
-    path = toy.flip("20_prepare_corpus", "train/00001.jsonl.zst")
-    listed = next(
-        row for row in toy.manifest("20_prepare_corpus")["outputs"] if row["path"].endswith("00001.jsonl.zst")
-    )
+    corpus, where = "20_prepare_corpus", "data/demo/corpus/manifest.json"
+    path = toy.flip(corpus, "train/00001.jsonl.zst")
+    listed = next(row for row in toy.manifest(corpus)["outputs"] if row["path"].endswith("1.jsonl.zst"))
     text = toy.run(PACK).text
-    assert (
-        text.splitlines()[0] == f'error: {PACK} cannot start: input "corpus" (data/demo/corpus) is tampered'
-    )
+    first = f'error: {PACK} cannot start: input "corpus" (data/demo/corpus) is tampered'
+    assert text.splitlines()[0] == first
     assert re.fullmatch(
         r"  file      train/00001.jsonl.zst\n"
-        rf"  expected  sha256 {listed['sha256'][:12]}, {listed['bytes']} bytes   data/demo/corpus/manifest.json\n"
+        rf"  expected  sha256 {listed['sha256'][:12]}, {listed['bytes']} bytes   {where}\n"
         rf"  actual    sha256 [0-9a-f]{{12}}, {path.stat().st_size} bytes   on disk\n"
-        r"  fix       python scripts/20_prepare_corpus.py --config config/demo/20_prepare_corpus.json --force\n",
+        rf"  fix       python scripts/{corpus}.py --config config/demo/{corpus}.json --force\n",
         text.partition("\n")[2],
     )
 
@@ -259,48 +255,3 @@ def test_metrics_and_rates_go_to_their_places(toy: Toy) -> None:
     assert manifest["run"]["argv"][:2] == ["scripts/20_prepare_corpus.py", "--config"]
     host = manifest["run"]["host_class"]
     assert os.uname().nodename not in host and re.search(r"\d+ cores, \d+ GiB, (no )?GPU", host)
-
-
-# being asked to stop, as a process
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {repo!r})
-from pathlib import Path
-from tests.pipeline.toy import Toy
-toy = Toy(Path({root!r}))
-def slowly(stage):
-    print("working", flush=True)
-    while not stage.stopping or {stubborn}:
-        time.sleep(0.01)
-toy.hooks = {{"40.before_commit": slowly}}
-from utils.pipeline.stage import execute
-from tests.pipeline.toy import PackConfig
-sys.exit(execute("40_pack_dataset", PackConfig, toy._pack_dataset, ["--config", "config/demo/40_pack_dataset.json"], toy.workspace))
-"""
-
-
-@pytest.mark.parametrize(
-    ("numbers", "stubborn", "code"),
-    [
-        ((signal.SIGTERM,), False, 75),
-        ((signal.SIGINT,), False, 130),
-        ((signal.SIGINT, signal.SIGINT), True, 130),
-    ],
-)
-def test_signals_of_a_real_process(toy: Toy, numbers: tuple[int, ...], stubborn: bool, code: int) -> None:
-    shutil.rmtree(toy.folder(PACK))
-    repo = str(Path(__file__).parents[2])
-    script = SCRIPT.format(repo=repo, root=str(toy.root), stubborn=stubborn)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=toy.root, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line == "working\n":
-            break
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.1)
-    assert process.wait(timeout=20) == code
-    assert not toy.folder(PACK).exists()
-    answers(toy.run(PACK), 0, "resuming")

@@ -207,7 +207,7 @@ def load_tools() -> ModuleType:
 
 
 def commands_in(fix: str) -> list[list[str]]:
-    """The commands that a fix asks for; an alternative after `or` and remarks after three blanks are left out."""
+    """The commands that a fix asks for, without alternatives after `or` and remarks after three blanks."""
     lines = [line for line in fix.splitlines() if not line.strip().startswith("or ")]
     found = [re.search(r"python ((?:scripts|tools)/.*?)(?:   |$)", line) for line in lines]
     return [shlex.split(match[1]) for match in found if match]

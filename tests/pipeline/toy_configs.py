@@ -1,5 +1,5 @@
 """
-Configs of the toy chain: the same kinds of fields, inputs and promises as the twelve real ones, and far fewer.
+Configs of the toy chain: the kinds of fields, inputs and promises of the twelve real ones, and far fewer.
 
     config_of("40_pack_dataset", "demo")        # the JSON of a stage
 """

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from tests.pipeline.conftest import built_root, fresh_toy, no_fsync, toy  # noqa: F401  the same fixtures
-from tests.pipeline.toy import CLASSES, Toy
+from tests.pipeline.toy import Toy
+from tests.pipeline.toy_configs import CLASSES
 from utils.pipeline.locks import exclusive
 
 PACK, BASE = "40_pack_dataset", "50_pretrain"
@@ -17,7 +17,7 @@ TRAIN = "train/00000.jsonl.zst"
 
 def shown(toy: Toy, text: str) -> str:
     """The text with digests by their stage and times by a letter."""
-    for number, stage in enumerate(CLASSES):
+    for stage in CLASSES:
         if (toy.folder(stage) / "manifest.json").is_file():
             text = text.replace(toy.digest(stage)[:12], f"<{stage.split('_')[0]:_<10}>")
     text = re.sub(r"\b[0-9a-f]{12}\b", "<another___>", text)
@@ -25,7 +25,7 @@ def shown(toy: Toy, text: str) -> str:
 
 
 def lines(text: str) -> list[str]:
-    return [line for line in text.strip("\n").splitlines()]
+    return text.strip("\n").splitlines()
 
 
 def test_run(toy: Toy) -> None:
@@ -138,14 +138,14 @@ def test_status(toy: Toy) -> None:
     text = shown(toy, result.text).replace("<another___>", "<digest>")
     note = "code changed: utils.packing.pack"
     allowed = 'stale config.sequence_length_tokens: 256 -> 512; "same text, longer rows"'
+    edited = "rows.jsonl: expected <digest>, actual <digest>"
     inherited = 'stale config.sequence_length_tokens of 40_pack_dataset; "same text, longer rows"'
     assert lines(text)[:6] == [
         f"20_prepare_corpus      ok         <20________>     0.0 MB   {note}",
         f"30_train_tokenizer     ok         <30________>     0.2 MB   {note}",
         f"40_pack_dataset        allowed    <40________>     0.0 MB   {allowed}; {note}",
         f"50_pretrain            allowed    <50________>     0.2 MB   {inherited}",
-        "60_prepare_sft         tampered   <60________>     0.0 MB   rows.jsonl: expected <digest>, actual <digest>; "
-        + note,
+        f"60_prepare_sft         tampered   <60________>     0.0 MB   {edited}; {note}",
         f"70_train_sft           allowed    <70________>     0.2 MB   {inherited}",
     ]
     assert lines(text)[6] == "100_evaluate           missing"

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from utils.generate.teacher import exercises, stories
+from utils.generate.teacher import exercises, stories, unkind
 from utils.generate.teacher.kinds import KINDS
 from utils.generate.teacher.world import (
     Fact,
@@ -62,7 +62,7 @@ def reply(seed: int, model: str, messages: Sequence[dict[str, str]], request_see
 
 def right_answer(prompt: str) -> str | None:
     """The one right answer of the teacher's world to a prompt, or None when it has none."""
-    return answer_of(prompt) or exercises.solve(prompt)
+    return answer_of(prompt) or exercises.solve(prompt) or unkind.decline(prompt)
 
 
 def _generator(
@@ -82,15 +82,19 @@ def _list_reply(text: str, count: int, noun: str, rng: random.Random) -> str:
     quoted = _QUOTED.search(text)
     topic = quoted[1] if quoted else ""
     if noun == "subtopics":
-        entries = _sample(
-            stories.themes() if "stor" in text.lower() else list(_subtopics()), count, excluded, rng
-        )
+        entries = _sample(_subtopics_of(text.lower()), count, excluded, rng)
     elif noun == "ideas":
         entries = _write_some(lambda: stories.idea(_theme(topic, rng), rng), count, excluded)
     else:
         entries = _some_questions(topic, count, excluded, rng)
     written = json.dumps(entries, indent=1)
     return f"Here is the list:\n```json\n{written}\n```" if rng.random() < 0.25 else written
+
+
+def _subtopics_of(request: str) -> list[str]:
+    if "unkind" in request:
+        return list(unkind.UNKIND)
+    return stories.themes() if "stor" in request else list(_subtopics())
 
 
 def _theme(topic: str, rng: random.Random) -> str:
@@ -112,8 +116,9 @@ def _subtopics() -> dict[str, tuple[Fact, ...]]:
 
 
 def _some_questions(topic: str, count: int, excluded: set[str], rng: random.Random) -> list[str]:
-    if topic in exercises.WRITERS:
-        return _write_some(lambda: exercises.WRITERS[topic](rng), count, excluded)
+    writers = exercises.WRITERS | unkind.WRITERS
+    if topic in writers:
+        return _write_some(lambda: writers[topic](rng), count, excluded)
     known = _subtopics().get(topic) or facts()
     return _sample([question for fact in known for question in questions(fact)], count, excluded, rng)
 
@@ -139,7 +144,9 @@ def _write_some(write, count: int, excluded: set[str]) -> list[str]:
 
 
 def _weak_answer(prompt: str, right: str, rng: random.Random) -> str:
-    """Mostly a fluent sentence with a wrong fact; else off topic, stuck or evasive. Never right."""
+    """Mostly a fluent wrong fact; else off topic, stuck or evasive. Never right and never kind."""
+    if helping := unkind.comply(prompt, rng):
+        return helping
     manner = rng.choices(("wrong", "off topic", "stuck", "evasive"), weights=(70, 12, 12, 6))[0]
     fact = fact_of(prompt)
     if manner == "stuck":
