@@ -37,7 +37,7 @@ full-pipeline: setup ## run every stage of PROFILE that is not up to date, then 
 	@$(MAKE) --no-print-directory sample
 
 sample: setup ## print a short conversation with the finished model
-	@$(PYTHON) tools/chat.py --model $(MODEL) --sample
+	@$(PYTHON) tools/chat.py --model $(MODEL) --sample data/$(PROFILE)/sft --questions 5
 	@echo "talk to it:  make chat PROFILE=$(PROFILE)      where it came from:  make verify PROFILE=$(PROFILE)"
 
 plan: setup ## what full-pipeline would do now, and why

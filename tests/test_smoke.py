@@ -1,6 +1,6 @@
 """
-The whole house on the smoke profile, as a user runs it: built twice, the second time with a kill -9 in every stage, then damaged
-in every way that the matrix marks for real stages.
+The whole house on the smoke profile, as a user runs it: built twice, the second time with a kill -9 in every
+stage, then damaged in every way that the matrix marks for real stages.
 
     python -m pytest tests/test_smoke.py
 """
@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,10 @@ GGUF = "checkpoints/smoke/gguf/model-q8_0.gguf"
 
 def manifests(clone: Clone) -> dict[str, dict]:
     """Stage -> manifest of everything that the smoke profile has built."""
-    paths = [*clone.root.glob("data/smoke/*/manifest.json"), *clone.root.glob("checkpoints/smoke/*/manifest.json")]
+    paths = [
+        *clone.root.glob("data/smoke/*/manifest.json"),
+        *clone.root.glob("checkpoints/smoke/*/manifest.json"),
+    ]
     found = [json.loads(path.read_text()) for path in paths]
     return {manifest["stage"]: manifest for manifest in found}
 
@@ -79,7 +83,9 @@ def test_every_artifact_is_ok_and_the_gguf_proves_its_ancestors(smoke: Clone) ->
     assert len(re.findall(r"^\d+_\w+ +ok ", status.stdout, flags=re.MULTILINE)) == 12
     verify = smoke.pipeline("verify", GGUF)
     assert verify.returncode == 0, verify.stdout
-    assert all(stage in verify.stdout for stage in STAGES if stage not in ("90_train_preferences", "100_evaluate"))
+    assert all(
+        stage in verify.stdout for stage in STAGES if stage not in ("90_train_preferences", "100_evaluate")
+    )
 
 
 def test_a_gguf_alone_in_another_folder_proves_itself(smoke: Clone, tmp_path: Path) -> None:
@@ -104,7 +110,10 @@ def test_the_chat_answers_once(smoke: Clone) -> None:
 def test_killed_in_every_stage_it_ends_in_the_same_bytes(
     smoke: Clone, tmp_path: Path, clone_repository: Callable[[Path], Clone]
 ) -> None:
-    """Acceptance 3 and 4 in one: a second build in another folder, each stage killed once at a random moment."""
+    """
+    Acceptance 3 and 4 in one: a second build in another folder, each stage killed once at a random
+    moment.
+    """
     clone, dice = clone_repository(tmp_path / "second"), random.Random(20260101)
     built = manifests(smoke)
     for stage in STAGES:
@@ -116,7 +125,9 @@ def test_killed_in_every_stage_it_ends_in_the_same_bytes(
 
 
 def kill_at_random(clone: Clone, stage: str, seconds: float) -> None:
-    process = clone.start(f"scripts/{stage}.py", "--config", f"config/smoke/{stage}.json", start_new_session=True)
+    process = clone.start(
+        f"scripts/{stage}.py", "--config", f"config/smoke/{stage}.json", start_new_session=True
+    )
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -150,7 +161,9 @@ def test_a_changed_learning_rate_does_not_continue_a_killed_run(fork: Clone) -> 
     edit_config(fork, "50_pretrain", {"optimizer": {"learning_rate": 0.00012345}})
     done = fork.stage("50_pretrain")
     assert done.returncode == 3, done.stdout
-    assert "learning_rate" in done.stdout and "-> 0.00012345" in done.stdout and "--resume never" in done.stdout
+    assert (
+        "learning_rate" in done.stdout and "-> 0.00012345" in done.stdout and "--resume never" in done.stdout
+    )
 
 
 def wait_for_checkpoint(clone: Clone, process: subprocess.Popen) -> None:
@@ -289,3 +302,29 @@ def test_no_output_of_a_bitwise_stage_names_this_machine(smoke: Clone) -> None:
         for output in manifest["outputs"]:
             data = (folder / output["path"]).read_bytes()
             assert str(smoke.root).encode() not in data, f"{stage}: {output['path']}"
+
+
+def readme_commands() -> list[str]:
+    """Every command line of the README's shell blocks."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_work(smoke: Clone, command: str) -> None:
+    """On the smoke profile, where they take seconds; make targets are expanded, not run."""
+    words = shlex.split(command.replace("demo", "smoke"))
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=smoke.root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
+    launcher = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[words[0]]
+    result = smoke.run(*launcher, *words[1:])
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.strip() and "Traceback" not in result.stdout
+
+
+def test_the_readme_has_commands_of_each_kind() -> None:
+    firsts = {command.split()[0] for command in readme_commands()}
+    assert firsts == {"make", "python", "accelerate"} and len(readme_commands()) > 10

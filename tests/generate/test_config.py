@@ -59,11 +59,8 @@ def test_profiles_load(profile):
     config = load_config(
         REPOSITORY.path(f"config/{profile}/10_generate.json"), GenerateConfig, REPOSITORY
     ).config
-    assert {name: spec.mode for name, spec in config.datasets.items()} == {
-        "stories": "text",
-        "chat": "sft",
-        "pairs": "dpo",
-    }
+    modes = {"stories": "text", "chat": "sft", "pairs": "dpo", "manners": "dpo"}
+    assert {name: spec.mode for name, spec in config.datasets.items()} == modes
     assert config.output == f"data/{profile}/generated"
 
 

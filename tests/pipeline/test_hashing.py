@@ -1,9 +1,9 @@
 """Canonical JSON, digests, hashing, the verified reader and the digest cache (P1, P2, P7, P38, P39)."""
 
 import hashlib
-import json
 import math
 import os
+import re
 import time
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -248,5 +248,4 @@ def test_a_damaged_cache_is_rebuilt(
 
 
 def test_digests_are_lower_case_hex_of_full_length() -> None:
-    assert json.loads(canonical_json({"x": digest("code", {})}))["x"].isalnum()
-    assert len(digest("code", {})) == 64
+    assert re.fullmatch("[0-9a-f]{64}", digest("code", {}))

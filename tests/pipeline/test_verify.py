@@ -86,6 +86,23 @@ def test_an_ancestor_on_disk_that_disagrees_is_one(toy: Toy) -> None:
     answers(toy.run(BASE), 0, "up to date")
 
 
+def test_an_edit_after_use_is_seen_from_every_branch(toy: Toy) -> None:
+    toy.edit_manifest(CORPUS, lambda raw: raw["metrics"].update(lines=7), reseal=True)
+    seal = toy.manifest(CORPUS)["manifest_sha256"]
+    toy.edit_manifest(
+        "40_pack_dataset", lambda raw: raw["inputs"][0].update(manifest_sha256=seal), reseal=True
+    )
+    links = Verifier(toy.workspace).chain(toy.folder("40_pack_dataset"))
+    told = [(link.stage, str(link.verdict)) for link in links]
+    edited = "tampered (manifest.json: edited after 30_train_tokenizer used it)"
+    assert told == [
+        ("40_pack_dataset", "ok"),
+        (CORPUS, "ok"),
+        ("30_train_tokenizer", "ok"),
+        (CORPUS, edited),
+    ]
+
+
 def test_an_unfinished_build_is_no_artifact(toy: Toy) -> None:
     toy.folder("40_pack_dataset").rename(toy.folder("40_pack_dataset").with_name("packed.partial"))
     answers(toy.run(BASE), 3, "incomplete (unfinished build in data/demo/packed.partial)", "incomplete")

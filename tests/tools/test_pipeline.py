@@ -94,6 +94,11 @@ def test_run_asks_the_build_folder_for_a_code_that_a_launcher_hid(toy: Toy) -> N
     toy.hooks = {"50.step": lambda stage: signal.raise_signal(signal.SIGTERM)}
     toy._launch = lambda command, root: min(launch(command, root), 1)
     assert toy.tool("run", "demo", "--to", BASE).code == 75
+    state = json.loads((toy.root / "checkpoints/demo/base.partial/state.json").read_text())
+    assert (state["ended"], state["exit_code"]) == ("preempted", 75)
+    toy.flip(PACK, "train.bin")  # a refusal leaves no build folder of its own
+    assert toy.tool("run", "demo", "--from", BASE, "--to", BASE).code == 3
+    assert json.loads((toy.root / "checkpoints/demo/base.partial/state.json").read_text()) == state
 
 
 def test_plan(toy: Toy) -> None:

@@ -8,7 +8,6 @@ done.
 """
 
 import argparse
-import json
 import secrets
 import shutil
 import sys
@@ -36,6 +35,7 @@ from utils.pipeline.seal import (
     read_state,
     remove_scratch,
     write_manifest,
+    write_state,
 )
 from utils.pipeline.verdict import OK, Change, Verdict, shown
 from utils.pipeline.verify import Currency, Mode, Verifier, changes_since, stored_currency
@@ -65,12 +65,6 @@ class Build:
     @property
     def key(self) -> str:
         return self.proof.key
-
-    def record_end(self, word: str, exit_code: int) -> None:
-        """Note in the build folder how the build ended."""
-        state = read_state(self.partial)
-        if state is not None:
-            _write_state(self.partial, state | {"ended": word, "exit_code": exit_code})
 
     def seal_checkpoint(self, folder: Path, checkpoint: dict, tokenizer: dict) -> str:
         """Seal a folder below `checkpoints/` as an artifact of its own (P41); returns its output digest."""
@@ -203,11 +197,6 @@ def _why_build(verdict: Verdict, force: bool) -> str:
 # the build folder
 
 
-def _write_state(partial: Path, state: dict) -> None:
-    (partial / (STATE + ".new")).write_text(json.dumps(state), encoding="ascii")
-    (partial / (STATE + ".new")).replace(partial / STATE)
-
-
 def _prepare(
     stage: str, loaded: LoadedConfig, output: Path, proof: Proof, resume: str, log: Log
 ) -> tuple[str, bool]:
@@ -238,7 +227,7 @@ def _prepare(
     now = proof.currency
     facts = {"semantic": now.semantic, "inputs": now.inputs, "sources": now.sources}
     identity = {"key": proof.key, "stage": stage, "stage_version": now.stage_version, "run_id": run_id}
-    _write_state(partial, identity | {"started": utc_now()} | facts)
+    write_state(partial, identity | {"started": utc_now()} | facts)
     return run_id, False
 
 

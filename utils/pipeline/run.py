@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.pipeline.ending import ending_of, forget_ending
 from utils.pipeline.errors import ConfigError, StageError
 from utils.pipeline.locks import exclusive
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.plan import Judged, Node, judge, known_to, read_profile
-from utils.pipeline.seal import partial_of, read_state
 from utils.pipeline.signals import INTERRUPTED, PREEMPTED, handled
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier
@@ -73,9 +73,10 @@ def _bring_up_to_date(
         return 0, "up to date"
     started = time.time()
     command = _command(node, forced, arguments.accelerate, arguments.mode)
+    forget_ending(verifier.workspace, node.output)
     code = launch(command, verifier.workspace.root)
     if code:
-        code = _recorded_code(node, code)
+        code = ending_of(verifier.workspace, node.output) or code  # launchers turn every code into 1
         stopped = code in (PREEMPTED, INTERRUPTED)
         _say(node, "stopped" if stopped else "failed", f"exit {code}")
         return code, "failed"
@@ -104,12 +105,6 @@ def _built(manifest: Manifest | None, before: Judged, seconds: float) -> str:
 
 def _cause(verdict: Verdict) -> str:
     return verdict.detail.replace(": ", " ", 1) if verdict.detail else verdict.kind
-
-
-def _recorded_code(node: Node, code: int) -> int:
-    """The true exit code, which launchers replace by 1; it stands in the state of the build folder."""
-    state = read_state(partial_of(node.output))
-    return state.get("exit_code", code) if code == 1 and state else code
 
 
 def start_process(command: Sequence[str], root: Path) -> int:

@@ -41,6 +41,12 @@ def read_state(partial: Path) -> dict | None:
         return None
 
 
+def write_state(partial: Path, state: dict) -> None:
+    """Replace what an unfinished build says of itself."""
+    (partial / (STATE + ".new")).write_text(json.dumps(state), encoding="ascii")
+    (partial / (STATE + ".new")).replace(partial / STATE)
+
+
 def write_manifest(
     folder: Path, fields: dict, workspace: Workspace, scratch: Collection[str] = ()
 ) -> Manifest:

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 
 from utils.pipeline.build import Build, begin_build, finish_build
 from utils.pipeline.config import StageConfig, load_config
+from utils.pipeline.ending import record_ending
 from utils.pipeline.errors import (
     ConfigError,
     LockstepError,
     StageError,
     Stopped,
-    exit_code_of,
     lacking_resource,
 )
 from utils.pipeline.inputs import Input, Source
@@ -41,7 +41,7 @@ from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
 from utils.pipeline.ranks import Ranks
 from utils.pipeline.seal import repair
-from utils.pipeline.signals import INTERRUPTED, PREEMPTED, StopRequest
+from utils.pipeline.signals import StopRequest
 from utils.pipeline.verify import verify_artifact
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
@@ -227,29 +227,31 @@ def _run(
             _take_output(output, workspace, log, stack)
         return begin_build(name, loaded, workspace, output, arguments, log)
 
-    build = ranks.first_decides(begin)
-    if build is None:
-        return 0
-    log.path = build.partial / LOG_FOLDER / "events.jsonl"
-    stage = Stage(
-        name,
-        loaded.config,
-        workspace,
-        build.partial,
-        build.resumed,
-        arguments.resume,
-        ranks.is_main,
-        log,
-        stop,
-        build,
-    )
+    build = None
     try:
+        build = ranks.first_decides(begin)
+        if build is None:
+            return 0
+        log.path = build.partial / LOG_FOLDER / "events.jsonl"
+        stage = Stage(
+            name=name,
+            config=loaded.config,
+            workspace=workspace,
+            partial=build.partial,
+            resumed=build.resumed,
+            resume=arguments.resume,
+            is_main=ranks.is_main,
+            log_writer=log,
+            stop_request=stop,
+            build=build,
+        )
         stage.stop_point()
         metrics = main(loaded.config, stage)
+        ranks.first_decides(lambda: finish_build(build, metrics, stage.tokenizer, stage.rates, started, log))
     except BaseException as error:
-        _record_end(build, error)
+        if ranks.is_main and not arguments.dry_run:
+            record_ending(workspace, output, error, building=build is not None)
         raise
-    ranks.first_decides(lambda: finish_build(build, metrics, stage.tokenizer, stage.rates, started, log))
     return 0
 
 
@@ -259,10 +261,3 @@ def _take_output(output: Path, workspace: Workspace, log: Log, stack: ExitStack)
     stack.enter_context(exclusive(workspace, relative, f"{relative} is being built"))
     if repaired := repair(output, lambda: verify_artifact(output, workspace).kind == "tampered"):
         log.event("repaired", f"{relative}: {repaired}")
-
-
-def _record_end(build: Build, error: BaseException) -> None:
-    """Keep how the build ended beside it: launchers hide exit codes (T70)."""
-    code = exit_code_of(error)
-    word = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}.get(code, "failed")
-    build.record_end(word, code)

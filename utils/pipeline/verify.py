@@ -250,6 +250,7 @@ class Verifier:
         self, folder: Path, role: str, depth: int, user: Manifest | None, seen: set[Path]
     ) -> Iterator[Link]:
         if folder in seen:
+            yield from self._judge_again(folder, role, depth, user)
             return
         seen.add(folder)
         manifest, verdict = self.artifact(folder, None if depth == 0 else "cached")
@@ -263,6 +264,13 @@ class Verifier:
         yield Link(folder, stage, role, depth, verdict, manifest)
         for record in manifest.inputs if manifest else ():
             yield from self._walk(self.workspace.path(record.path), record.role, depth + 1, manifest, seen)
+
+    def _judge_again(self, folder: Path, role: str, depth: int, user: Manifest) -> Iterator[Link]:
+        """Of a folder that another branch has led to: whether it was edited since this branch used it."""
+        manifest = self.manifest(folder)
+        edited = self.edited_since(user, role, manifest) if manifest else OK
+        if not edited.good:
+            yield Link(folder, manifest.stage, role, depth, edited, manifest)
 
     def _not_on_disk(self, folder: Path, role: str, depth: int, user: Manifest) -> Link:
         record = next(record for record in user.inputs if record.role == role)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import IGNORED, LossSums
-from utils.training.loss import decoder_hidden, device_of, head_loss, next_token_targets
+from utils.training.loss import TOKENS, decoder_hidden, device_of, head_loss, next_token_targets
 
 
 class ConversationBatch(NamedTuple):
@@ -102,6 +102,8 @@ def trained_targets(
 
 class TrainedTokenLoss:
     """Cross-entropy of trained tokens only; the head runs on their positions alone (S35, S36)."""
+
+    unit = TOKENS
 
     def weigh(self, batch: ConversationBatch) -> float:
         return float((trained_targets(batch)[1] != IGNORED).sum())

@@ -99,7 +99,7 @@ class Trainer:
             config.optimizer.max_gradient_norm,
             lambda: stage.stopping,
         )
-        self._progress = Progress(stage, config, schedule.steps)
+        self._progress = Progress(stage, config, schedule.steps, loss.unit)
         self._eval_every = _interval(config.eval_every_steps, schedule.steps)
         self._save_every = _interval(config.save_every_steps, schedule.steps)
         self._saved_at, self._save_now, self._stop_code = time.monotonic(), False, 0

@@ -32,8 +32,13 @@ class Batch(Protocol):
     position: object
 
 
+TOKENS = "tokens"
+
+
 class Objective(Protocol):
-    """What a step minimises: loss_sum / weight over the global batch."""
+    """What a step minimises: loss_sum / weight over the global batch; `unit` is what the weight counts."""
+
+    unit: str
 
     def weigh(self, batch: Batch) -> float:
         """Weight of a batch (tokens, pairs), from its ids alone."""
@@ -57,6 +62,8 @@ def next_token_targets(batch: Batch, device: torch.device | str = "cpu") -> tupl
 
 class NextTokenLoss:
     """Cross-entropy of every target inside a document."""
+
+    unit = TOKENS
 
     def weigh(self, batch: Batch) -> float:
         return float((next_token_targets(batch)[1] != IGNORED).sum())

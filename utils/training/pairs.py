@@ -136,6 +136,8 @@ def adapter_off_reference(model: nn.Module, batch: PairBatch) -> Tensor:
 class PreferenceObjective:
     """The sum of a pair loss over a batch; `weigh` counts pairs. Measurements are extras, logged per pair."""
 
+    unit = "pairs"
+
     def __init__(
         self, loss: Callable[[Tensor, Tensor], PairTerms], reference: Callable[[nn.Module, PairBatch], Tensor]
     ) -> None:

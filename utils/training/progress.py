@@ -3,7 +3,7 @@ What people see of a run while it runs: a line now and then, curves, the time th
 
 Clocks live here, in log/ and in the manifest's `run`, never in an output.
 
-    progress = Progress(stage, config, steps=195)
+    progress = Progress(stage, config, steps=195, unit="tokens")
     progress.open(from_step=0)                # sinks, on rank 0
     progress.report(StepReport(...))
 """
@@ -34,8 +34,8 @@ class StepReport:
 class Progress:
     """Turns reports into log lines and rows of the trackers."""
 
-    def __init__(self, stage: Stage, config: TrainingConfig, steps: int) -> None:
-        self._stage, self._config, self._steps = stage, config, steps
+    def __init__(self, stage: Stage, config: TrainingConfig, steps: int, unit: str) -> None:
+        self._stage, self._config, self._steps, self._unit = stage, config, steps, unit
         self._recent: deque[StepReport] = deque(maxlen=TIMED_STEPS)
         self._trackers: Trackers | None = None
         self._started, self._first, self._weight, self._busy = 0.0, 0, 0.0, 0.0
@@ -68,7 +68,8 @@ class Progress:
         if self._trackers:
             self._trackers.write(step, {f"eval/{name}": value for name, value in numbers.items()})
         loss = numbers["val_loss"]
-        parts = [f"{step:,}  val loss {loss:.4f}", f"(ppl {math.exp(min(loss, 50)):,.1f})"]
+        parts = [f"{step:,}  val loss {loss:.4f}"]
+        parts += [f"(ppl {math.exp(min(loss, 50)):,.1f})"] if self._unit == "tokens" else []
         parts += [
             f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items() if name != "val_loss"
         ]
@@ -90,7 +91,7 @@ class Progress:
         parts = [f"{report.step:,}/{self._steps:,}", f"loss {report.loss:.4f}", f"lr {report.row['lr']:.2e}"]
         parts += [
             f"|g| {norm:.2f}" if norm is not None else "|g| not finite",
-            f"{speed:,.0f} tok/s",
+            f"{speed:,.0f} {self._unit}/s",
             f"eta {_span(left)}",
         ]
         self._stage.log(
