@@ -1,4 +1,6 @@
-"""Fixtures for tests that run the program as a user does: in a copy of the repository, through its command line."""
+"""
+Fixtures for tests that run the program as a user does: in a copy of the repository, through its command line.
+"""
 
 import os
 import shutil

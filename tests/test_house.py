@@ -1,4 +1,7 @@
-"""The house rules that a machine can check: floors, one definition of things, nothing that kills or listens by accident."""
+"""
+The house rules that a machine can check: floors, one definition of things, nothing that kills or listens by
+accident.
+"""
 
 import ast
 import json
@@ -11,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"utils.pipeline": 1, "utils.config": 2, "kernels": 3, "utils": 4, "scripts": 5, "tools": 6}
-MODULES = sorted(path for room in ("utils", "kernels", "scripts", "tools") for path in (ROOT / room).rglob("*.py"))
+MODULES = sorted(
+    path for room in ("utils", "kernels", "scripts", "tools") for path in (ROOT / room).rglob("*.py")
+)
 NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
 
@@ -52,7 +57,9 @@ def test_the_floor_rule_can_fail() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_every_module_says_what_it_is(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring and len(docstring) > 60, f"{path.relative_to(ROOT)} has no module docstring worth reading"
+    assert docstring and len(docstring) > 60, (
+        f"{path.relative_to(ROOT)} has no module docstring worth reading"
+    )
 
 
 def test_no_program_kills_by_name_or_listens_on_all_hosts() -> None:

@@ -62,7 +62,8 @@ def test_the_adapter_folder_holds_what_a_model_needs_and_no_base_weights(prepare
     folder = prepared.path("checkpoints/toy/sft")
     assert {output.path for output in manifest(prepared, "checkpoints/toy/sft").outputs} == {
         "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "chat_template.jinja",
-        "MODEL_CARD.md", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "samples.jsonl", "history.jsonl",
+        "MODEL_CARD.md", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "samples.jsonl", "history.jsonl",
     }  # fmt: skip
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == prepared.path(f"data/toy/tokenizer/{name}").read_bytes()

@@ -32,7 +32,7 @@ def lineage_of(folder: Path, workspace: Workspace) -> list[dict]:
     One entry per artifact of the chain, `folder` first, each once.
 
     An ancestor that is not on disk is taken from the archive of manifests, and left out when it is not there
-    either.
+    either. Seals are not in it: they cover the run ids of parents, and a GGUF made twice must be the same file.
     """
     verifier = Verifier(workspace, "cached")
     entries: dict[str, dict] = {}
@@ -59,7 +59,6 @@ def _entry(path: str, manifest: Manifest) -> dict:
         "path": path,
         "key": manifest.key,
         "output_digest": manifest.output_digest,
-        "manifest_sha256": manifest.manifest_sha256,
         "parents": {record.role: record.output_digest for record in manifest.inputs},
         "sources": sources,
         "mismatches_allowed": manifest.waivers,
