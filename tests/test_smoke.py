@@ -285,15 +285,26 @@ def fork_config(tmp_path_factory: pytest.TempPathFactory, clone_repository: Call
     return clone_repository(tmp_path_factory.mktemp("configs") / "repository")
 
 
-def test_two_processes_train_one_model_with_one_writer(fork: Clone, smoke: Clone) -> None:
-    shutil.rmtree(fork.root / "checkpoints/smoke/base")
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "config/accelerate/cpu.yaml"]
-    script = ["scripts/50_pretrain.py", "--config", "config/smoke/50_pretrain.json"]
+TRAINING = {"50_pretrain": "base", "70_train_sft": "sft", "90_train_preferences": "preferences"}
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_two_processes_train_one_model_with_one_writer(fork: Clone, smoke: Clone, stage: str) -> None:
+    shutil.rmtree(fork.root / "checkpoints/smoke" / TRAINING[stage])
+    launch = [
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        "config/accelerate/cpu.yaml",
+    ]
+    script = [f"scripts/{stage}.py", "--config", f"config/smoke/{stage}.json"]
     done = fork.run(*launch, "--num_processes", "2", *script)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("done ") == 1, done.stdout
-    two = manifests(fork)["50_pretrain"]["metrics"]["val_loss"]
-    assert two == pytest.approx(manifests(smoke)["50_pretrain"]["metrics"]["val_loss"], rel=1e-3)
+    assert len(re.findall(rf"^{stage} +done ", done.stdout, flags=re.MULTILINE)) == 1, done.stdout
+    one, two = (manifests(clone)[stage]["metrics"] for clone in (smoke, fork))
+    assert two["steps"] == one["steps"]
+    assert two["final_train_loss"] == pytest.approx(one["final_train_loss"], rel=1e-3)
 
 
 def test_no_output_of_a_bitwise_stage_names_this_machine(smoke: Clone) -> None:

@@ -32,7 +32,7 @@ def lineage_of(folder: Path, workspace: Workspace) -> list[dict]:
     One entry per artifact of the chain, `folder` first, each once.
 
     An ancestor that is not on disk is taken from the archive of manifests, and left out when it is not there
-    either. Seals are not in it: they cover the run ids of parents, and a GGUF made twice must be the same file.
+    either. Seals are not in it: they cover run ids, and a GGUF made twice must be the same file.
     """
     verifier = Verifier(workspace, "cached")
     entries: dict[str, dict] = {}
