@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("utils", "kernels", "scripts", "tools", "config")
-FILES = ("Makefile", "README.md", "requirements.txt", "pyproject.toml")
+FILES = ("Makefile", "README.md", "requirements.txt", "requirements-dev.txt", "pyproject.toml")
 
 
 @dataclass(frozen=True)
