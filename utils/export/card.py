@@ -55,8 +55,8 @@ def gguf_card(facts: CardFacts) -> str:
         "",
         "## Files",
         "",
-        "| file | bytes | bits per weight | mean KL to checkpoint (nats) | top-1 agreement | perplexity |",
-        "|---|---|---|---|---|---|",
+        "| file | bytes | bits per weight | mean KL to checkpoint (nats) | top-1 agreement |",
+        "|---|---|---|---|---|",
         *(_file_row(file_type, report) for file_type, report in facts.files.items()),
         "",
         "## Run it",
@@ -121,7 +121,7 @@ def _file_row(file_type: str, report: Mapping) -> str:
     bits = 8 * report["bytes_per_weight"]
     return (
         f"| model-{file_type}.gguf | {report['bytes']:,} | {bits:.2f} | {report['mean_kl']:.1e} | "
-        f"{100 * report['top1_agreement']:.2f} % | {report['perplexity']:.3f} |"
+        f"{100 * report['top1_agreement']:.2f} % |"
     )
 
 
