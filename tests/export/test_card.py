@@ -39,7 +39,7 @@ def test_gguf_card_has_the_measured_numbers() -> None:
     for expected in (
         "license: mit",
         "1,311,488 parameters",
-        "| model-q8_0.gguf | 1,500,000 | 8.50 | 1.5e-06 | 99.90 % | 1.810 |",
+        "| model-q8_0.gguf | 1,500,000 | 8.50 | 1.5e-06 | 99.90 % |",
         "## Evaluation", "| 110_merge_lora | checkpoints/demo/merged | abababababab | base cdcdcdcdcdcd |",
         "- 50_pretrain data: stale input.data: new card",
     ):  # fmt: skip

@@ -1,4 +1,7 @@
-"""The teacher's vocabulary is not in any key, so a change of what it says must be declared by stage 10's version."""
+"""
+The teacher's vocabulary is not in any key, so a change of what it says must be declared by stage 10's
+version.
+"""
 
 import json
 from pathlib import Path
