@@ -247,7 +247,8 @@ class Trainer:
         losses = [row["loss"] for row in self.records["history"] if "loss" in row]
         best = {f"best_{name}": value for name, value in self.best.items()}
         counts = {"steps": self.step, "trained_tokens": int(self.tokens), "skipped_steps": self.skipped}
-        return counts | {"final_train_loss": losses[-1], "published": self.config.publish} | best
+        resolved = {"precision": self.machine.precision.name, "published": self.config.publish}
+        return counts | resolved | {"final_train_loss": losses[-1]} | best
 
     def _position(self) -> tuple[dict, dict]:
         """Data cursor and random state, as they are between two steps."""
