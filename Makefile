@@ -106,8 +106,10 @@ clean-builds: setup ## name the abandoned build folders of PROFILE (ARGS=--yes r
 	@$(PYTHON) tools/pipeline.py gc $(PROFILE) $(ARGS)
 
 clean-profile: ## delete data/PROFILE and checkpoints/PROFILE
+	@case "$(PROFILE)" in ""|*/*|.*) echo "PROFILE=$(PROFILE) is not the name of a profile"; exit 2;; esac
+	@test -d "config/$(PROFILE)" || { echo "there is no profile config/$(PROFILE); nothing was deleted"; exit 2; }
 	@echo "deleting data/$(PROFILE) and checkpoints/$(PROFILE)"
-	rm -rf data/$(PROFILE) checkpoints/$(PROFILE)
+	rm -rf "data/$(PROFILE)" "checkpoints/$(PROFILE)"
 
 clean-records: ## delete data/.lockstep (locks, digest cache, archived manifests; costs explanations only)
 	@echo "deleting data/.lockstep"

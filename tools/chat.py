@@ -138,12 +138,17 @@ def _run(arguments: argparse.Namespace, workspace: Workspace) -> int:
         if arguments.sample:
             _sample(chat, sample_questions(workspace.path(arguments.sample), arguments.questions))
         elif arguments.once or not sys.stdin.isatty():
-            _once(chat, arguments.once or sys.stdin.read().strip())
+            _once(chat, arguments.once or _readable(sys.stdin.read()).strip())
         else:
             _converse(chat)
     finally:
         chat.opened.engine.close()
     return 0
+
+
+def _readable(text: str) -> str:
+    """The text with every byte that was no UTF-8 replaced."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _once(chat: Chat, question: str) -> None:
@@ -166,15 +171,17 @@ def sample_questions(path: Path, count: int) -> list[str]:
     `count` questions spread over a text file (one a line) or over the held-out rows of a stage-60
     artifact.
     """
-    if path.is_dir():
+    if (path / "test.rows.jsonl.zst").is_file():
         questions = _held_out_questions(path)
     elif path.is_file():
-        questions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        questions = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         raise ConfigError(
-            f"{path} does not exist", fix="give --sample a text file or an artifact of stage 60"
+            f"{path} {'holds no held-out questions' if path.exists() else 'does not exist'}",
+            fix="give --sample a text file or an artifact of stage 60",
         )
-    step = max(1, len(questions) // count)
+    step = max(1, len(questions) // max(1, count))
     return questions[::step][:count]
 
 

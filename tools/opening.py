@@ -49,9 +49,14 @@ def open_model(path: Path, workspace: Workspace, threads: int = 0) -> Opened:
         return _open_gguf(path, workspace, threads)
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return _open_checkpoint(path, workspace, threads)
-    raise ConfigError(
-        f"{path} is neither a .gguf file nor a checkpoint folder", fix="give --model a path that exists"
-    )
+    raise ConfigError(f"{path} is neither a .gguf file nor a checkpoint folder", fix=_models_near(path))
+
+
+def _models_near(path: Path) -> str:
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if found:
+        return f"--model {found[0]}"
+    return "make full-pipeline builds checkpoints/demo/gguf/model-q8_0.gguf; or give --model another model"
 
 
 def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:

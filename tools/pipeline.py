@@ -145,6 +145,8 @@ def _why(arguments: argparse.Namespace, workspace: Workspace) -> int:
 def _verify(arguments: argparse.Namespace, workspace: Workspace) -> int:
     path = workspace.path(arguments.path.absolute())
     verifier = Verifier(workspace, arguments.mode)
+    if not path.exists():
+        raise ConfigError(f"{arguments.path} does not exist", fix="name an artifact folder or a .gguf file")
     report = verify_gguf_rows(path, verifier) if path.suffix == ".gguf" else verify_chain_rows(path, verifier)
     if arguments.json:
         _print_json(

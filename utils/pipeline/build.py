@@ -24,6 +24,7 @@ from utils.pipeline.guards import GUARDS
 from utils.pipeline.inputs import Input
 from utils.pipeline.log import Log, utc_now
 from utils.pipeline.manifest import Manifest
+from utils.pipeline.placement import holds_unknown_files
 from utils.pipeline.proof import Proof, prove_inputs
 from utils.pipeline.refusal import build_command
 from utils.pipeline.seal import (
@@ -137,7 +138,7 @@ def begin_build(
     own, verdict = verifier.artifact(output)
     proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, own if verdict.good else None)
     verdict = _own_verdict(own, verdict, proof)
-    altered = verdict.kind in ("tampered", "mismatched")
+    altered = verdict.kind in ("tampered", "mismatched") or holds_unknown_files(output)
     if altered and not arguments.force:
         raise _altered(stage, workspace.relative(output), verdict, loaded.path)
     relative, was = workspace.relative(output), own.output_digest if own else ""
@@ -270,7 +271,8 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
     log.path = build.output / "log" / "events.jsonl"
     relative = build.workspace.relative(build.output)
     replaced = f", was {build.was[:12]}" if build.was and build.was != manifest.output_digest else ""
-    text = f"{relative} {manifest.output_digest[:12]}, {manifest.run.seconds:.1f} s{replaced}"
+    kept = f"; what was altered is kept as {build.output.name}{TAMPERED}" if build.keep_tampered else ""
+    text = f"{relative} {manifest.output_digest[:12]}, {manifest.run.seconds:.1f} s{replaced}{kept}"
     log.event("done", text, output_digest=manifest.output_digest)
 
 

@@ -8,6 +8,7 @@ of the build folder, and under `data/.lockstep/` for refusals, which leave no bu
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from utils.pipeline.errors import exit_code_of
@@ -25,6 +26,14 @@ def record_ending(workspace: Workspace, output: Path, error: BaseException, buil
     """
     code = exit_code_of(error)
     ending = {"ended": WORDS.get(code, "failed"), "exit_code": code}
+    try:
+        _write(workspace, output, ending, building)
+    except OSError:  # a full or read-only disk is what ended it, and the exit code itself still says so
+        with suppress(OSError):
+            _place(workspace, output).unlink(missing_ok=True)
+
+
+def _write(workspace: Workspace, output: Path, ending: dict, building: bool) -> None:
     path = _place(workspace, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(ending), encoding="ascii")
@@ -40,7 +49,10 @@ def forget_ending(workspace: Workspace, output: Path) -> None:
 def ending_of(workspace: Workspace, output: Path) -> int:
     """The exit code that the stage noted since `forget_ending`, 0 for none."""
     path = _place(workspace, output)
-    return json.loads(path.read_text(encoding="ascii"))["exit_code"] if path.is_file() else 0
+    try:
+        return json.loads(path.read_text(encoding="ascii"))["exit_code"]
+    except (OSError, ValueError):  # nothing was noted, or a full disk took the note
+        return 0
 
 
 def _place(workspace: Workspace, output: Path) -> Path:

@@ -67,6 +67,8 @@ def lacking_resource(error: BaseException) -> str:
     """What the machine ran out of, or "" when the error is something else."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.filename or 'a folder'} cannot be written ({error.strerror})"
     if isinstance(error, MemoryError):
         return "out of memory"
     return "a worker process died (killed for memory?)" if isinstance(error, BrokenProcessPool) else ""

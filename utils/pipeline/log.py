@@ -12,7 +12,7 @@ from pathlib import Path
 
 LEVELS = ("debug", "info", "warning", "error")
 STAGE_COLUMN = 23
-EVENT_COLUMN = 11
+EVENT_COLUMN = 10
 
 
 class Log:
@@ -35,7 +35,7 @@ class Log:
             return
         if LEVELS.index(level) >= self._threshold:
             text = message or "  ".join(f"{name} {_human(value)}" for name, value in fields.items())
-            print(f"{self.stage:<{STAGE_COLUMN}}{event:<{EVENT_COLUMN}}{text}".rstrip(), flush=True)
+            print(f"{self.stage:<{STAGE_COLUMN}}{event:<{EVENT_COLUMN}} {text}".rstrip(), flush=True)
         row = {"event": event, "stage": self.stage, "level": level} | (
             {"message": message} if message else {}
         )

@@ -18,7 +18,7 @@ from utils.pipeline.environment import changed_modules
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.guards import GUARDS
 from utils.pipeline.manifest import Manifest
-from utils.pipeline.refusal import build_command, run_command
+from utils.pipeline.refusal import build_command, needs_force, run_command
 from utils.pipeline.verdict import Verdict, differences, shown, worst
 from utils.pipeline.verify import Link, Verifier, apply_waivers
 from utils.pipeline.workspace import Workspace
@@ -200,7 +200,7 @@ def plan(nodes: Iterable[Node], verifier: Verifier) -> list[Step]:
         parents = [waiting[folder] for folder in node.inputs.values() if folder in waiting]
         seconds = own.manifest.run.seconds if own.manifest else 0.0
         if not verdict.good:
-            action, reason = ("refuse" if verdict.kind == "tampered" else "run"), str(verdict)
+            action, reason = ("refuse" if needs_force(verdict) else "run"), str(verdict)
         elif parents:
             action, reason = "maybe", f"waits for {parents[0]}"
         else:
@@ -214,7 +214,7 @@ def plan(nodes: Iterable[Node], verifier: Verifier) -> list[Step]:
 def fix_of(judged: Judged) -> str:
     """The command that mends one row of `status`."""
     path = judged.node.loaded.path
-    if judged.verdict.kind in ("tampered", "mismatched"):
+    if judged.verdict.kind == "mismatched" or needs_force(judged.verdict):
         return build_command(judged.node.stage, path, force=True)
     return run_command(judged.node.stage, path)
 

@@ -132,7 +132,7 @@ def _fix(direct: Link, problem: Link, config_path: str, workspace: Workspace) ->
     if problem.verdict.component == "schema_version":
         rebuild = f", or: {build_command(stage, path, force=True)}" if stage else ""
         return f"update this program, a newer one wrote the artifact{rebuild}"
-    if problem.verdict.kind == "tampered" and stage:
+    if stage and needs_force(problem.verdict):
         return build_command(stage, path, force=True)
     stage, path = _origin(direct, config_path, workspace)
     return (
@@ -140,6 +140,14 @@ def _fix(direct: Link, problem: Link, config_path: str, workspace: Workspace) ->
         if stage
         else f"build {workspace.relative(direct.folder)} first, or name another folder"
     )
+
+
+def needs_force(verdict: Verdict) -> bool:
+    """
+    Whether files lie where the rebuild goes that no manifest accounts for; they are replaced by force
+    only.
+    """
+    return verdict.kind == "tampered" or (verdict.kind, verdict.component) == ("incomplete", MANIFEST)
 
 
 def _origin(link: Link, config_path: str, workspace: Workspace) -> tuple[str, str]:

@@ -40,6 +40,8 @@ def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Lau
     chosen = _chosen(nodes, arguments.first, arguments.last, arguments.force)
     counts = {"up to date": 0, "built": 0, "failed": 0}
     started, code = time.time(), 0
+    for node in chosen:  # a profile that lacks its raw files says so now, not after the hours before them
+        node.loaded.config.external_sources(workspace)
     verifier = Verifier(workspace, arguments.mode)
     known_to(verifier, nodes)
     with exclusive(workspace, f"profile-{profile}", f"another run of profile {profile} is active"):

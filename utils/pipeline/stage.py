@@ -39,6 +39,7 @@ from utils.pipeline.journal import Journal
 from utils.pipeline.locks import exclusive
 from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
+from utils.pipeline.placement import check_placement
 from utils.pipeline.ranks import Ranks
 from utils.pipeline.seal import repair
 from utils.pipeline.signals import StopRequest
@@ -173,7 +174,7 @@ def execute(
             raise
         log.path = None if isinstance(error, OSError) else log.path  # a full disk takes no log line
         message = f"{name} failed: {cause}; what was committed is kept"
-        report = StageError(message, fix="make room, then rerun to continue").report()
+        report = StageError(message, fix="make room or mend that, then rerun to continue").report()
         log.error(report, "failed", exit_code=StageError.exit_code)
         return StageError.exit_code
 
@@ -220,6 +221,7 @@ def _run(
     started: float,
 ) -> int:
     loaded = load_config(workspace.path(arguments.config.absolute()), config_class, workspace)
+    check_placement(name, loaded, workspace)
     output = workspace.path(loaded.config.output)
 
     def begin() -> Build | None:
