@@ -16,7 +16,8 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize(
     "output",
-    ["", ".", "data", "checkpoints", "config", "data/demo", "data/raw/books", "data/.lockstep/x", "../outside/a/b",
+    ["", ".", "data", "checkpoints", "config", "data/demo", "data/raw/books", "data/.lockstep/x",
+     "../outside/a/b",
      "/etc/passwd", "data/demo/../raw/x", "data/demo/x/../../.."],
 )  # fmt: skip
 def test_an_output_that_is_no_place_for_an_artifact_is_refused(toy: Toy, output: str) -> None:

@@ -40,6 +40,11 @@ class Calls:
         self.made = 0
         self.under_way = 0
 
+    def failures(self) -> str:
+        """What each provider that does not answer at present said last; "" when all do."""
+        found = [f"{name}: {client.last_failure}" for name, client in self._clients.items()]
+        return "; ".join(text for text in found if not text.endswith(": "))
+
     async def ask(self, request: Request) -> Reply:
         """The reply to a request. CallFailed when given up: not recorded, so a rerun asks again."""
         model = self._config.models[request.model]

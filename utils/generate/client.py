@@ -64,6 +64,7 @@ class ChatClient:
     session: aiohttp.ClientSession
     closing: asyncio.Event
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    last_failure: str = ""  # what the latest failed attempt met; "" again after a reply
     _failed_in_a_row: int = 0
 
     def __post_init__(self) -> None:
@@ -81,8 +82,9 @@ class ChatClient:
                     raise Draining
                 outcome = await self._attempt(body, model.timeout_seconds)
             if isinstance(outcome, Reply):
-                self._failed_in_a_row = 0
+                self._failed_in_a_row, self.last_failure = 0, ""
                 return outcome
+            self.last_failure = f"{outcome.reason}: {outcome.excerpt}"
             if not outcome.retry or attempt == model.max_retries:
                 break
             await self._pause(

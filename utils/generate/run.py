@@ -151,4 +151,5 @@ class _Run:
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
                 state = ", ".join(f"{d.name} {d.finished:,} of {d.spec.rows:,}" for d in datasets)
-                self._log("progress", f"{state}; {calls.under_way:,} calls waiting or in flight")
+                trouble = f"; last failure {calls.failures()}" if calls.failures() else ""
+                self._log("progress", f"{state}; {calls.under_way:,} calls waiting or in flight{trouble}")
