@@ -233,3 +233,9 @@ def test_every_field_of_the_bitwise_toy_stages_was_changed() -> None:
         names = {path for path, tag, _ in tagged_fields(config_class.model_validate(document))}
         changed = {path.split(".")[0] for path in OTHER_VALUES[config_class.stage]}
         assert {name.split(".")[0].split("[")[0] for name in names} - {"output", "inputs"} == changed
+
+
+def test_a_missing_parent_is_named_with_the_file_that_extends_it(load: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"top.json": {"extends": "gone.json"}})
+    assert caught.value.fix == 'check "extends" in config/top.json'

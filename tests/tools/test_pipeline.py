@@ -312,3 +312,17 @@ def test_the_order_is_by_need_not_by_number(toy: Toy) -> None:
     toy.set(PACK, inputs={"corpus": "data/demo/sft", "tokenizer": "data/demo/tokenizer"})
     order = [line.split("_")[0] for line in lines(toy.tool("plan", "demo").text)]
     assert order == ["20", "30", "60", "40", "50", "70", "100", "110", "120"]
+
+
+def test_a_range_that_is_empty_is_refused(toy: Toy) -> None:
+    result = toy.tool("run", "demo", "--from", "50_pretrain", "--to", "20_prepare_corpus")
+    assert result.code == 2 and "--from 50_pretrain comes after --to 20_prepare_corpus" in result.text
+
+
+def test_a_waived_change_is_listed_once_and_shown_as_allowed_everywhere(toy: Toy) -> None:
+    toy.set("20_prepare_corpus", seed=5)
+    assert toy.run("40_pack_dataset", "--allow-mismatch", "same text", "--force").code == 0
+    waivers = toy.manifest("40_pack_dataset")["mismatches_allowed"]
+    assert [waiver["component"] for waiver in waivers] == ["config.seed"]
+    for command in (("verify", "data/demo/packed"), ("why", "data/demo/packed")):
+        assert "allowed (stale config.seed of 20_prepare_corpus" in toy.tool(*command).text

@@ -188,9 +188,8 @@ def _read_merged(path: Path, workspace: Workspace, seen: list[Path], files: list
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"{label}: cannot be read ({error.strerror})", fix="check the path after --config"
-        ) from None
+        where = f'"extends" in {workspace.relative(seen[-1])}' if seen else "the path after --config"
+        raise ConfigError(f"{label}: cannot be read ({error.strerror})", fix=f"check {where}") from None
     files.append(data)
     document = _strip_comments(_parse(data, label))
     parent = document.pop("extends", "")

@@ -156,13 +156,15 @@ def _status_of(
     relative = verifier.workspace.relative(node.output)
     users = [(user, record) for user in manifests for record in user.inputs if record.path == relative]
     edited = [verifier.edited_since(user, record.role, manifest) for user, record in users]
-    verdict = worst([*edited, apply_waivers(link, waivers).verdict])
-    if verdict.kind == "ok" and manifest.waivers:
-        verdict = _inherited(manifest.waivers)
+    verdict = with_inherited(worst([*edited, apply_waivers(link, waivers).verdict]), manifest)
     return Judged(node, verdict, manifest, _code_note(node, manifest, verifier.workspace))
 
 
-def _inherited(waivers: list[dict]) -> Verdict:
+def with_inherited(verdict: Verdict, manifest: Manifest) -> Verdict:
+    """`ok` becomes `allowed` for what was built under a waiver, its own or an inherited one (P33)."""
+    waivers = manifest.waivers
+    if verdict.kind != "ok" or not waivers:
+        return verdict
     first = waivers[0]
     more = f", and {len(waivers) - 1} more" if len(waivers) > 1 else ""
     detail = f'{first["verdict"]} {first["component"]} of {first["stage"]}; "{first["reason"]}"{more}'

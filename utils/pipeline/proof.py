@@ -165,4 +165,6 @@ class _Case:
 
 
 def _unique(waivers: list[dict]) -> list[dict]:
-    return [waiver for index, waiver in enumerate(waivers) if waiver not in waivers[:index]]
+    """Each change once, however many inputs stand on it."""
+    changes = [{name: waiver[name] for name in waiver if name != "role"} for waiver in waivers]
+    return [waiver for index, waiver in enumerate(waivers) if changes[index] not in changes[:index]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.pipeline.environment import changed_modules
 from utils.pipeline.lineage import GGUFProof, archived_manifest, prove_gguf
 from utils.pipeline.manifest import Manifest
-from utils.pipeline.plan import Node
+from utils.pipeline.plan import Node, with_inherited
 from utils.pipeline.refusal import build_command, run_command
 from utils.pipeline.seal import partial_of, read_state
 from utils.pipeline.verdict import Verdict, shown, worst
@@ -100,7 +100,9 @@ def _row(link: Link, links: list[Link], workspace: Workspace, deeper: int = 0) -
         note = f"not on disk, not checked (archived manifest {link.archived[:12]})"
         return Row(link.stage, link.depth + deeper, link.verdict, note, checked=False)
     waivers = [waiver for other in links if other.manifest for waiver in other.manifest.waivers]
-    return Row(link.stage or path, link.depth + deeper, apply_waivers(link, waivers).verdict, path)
+    verdict = apply_waivers(link, waivers).verdict
+    verdict = with_inherited(verdict, link.manifest) if link.manifest else verdict
+    return Row(link.stage or path, link.depth + deeper, verdict, path)
 
 
 def _report(rows: list[Row], links: list[Link], files: int, size: int, started: float) -> Report:
@@ -119,7 +121,7 @@ def explain(folder: Path, workspace: Workspace) -> Iterable[str]:
         yield f"{workspace.relative(folder)}  {own.verdict}"
         return
     manifest = own.manifest
-    verdict = apply_waivers(own, manifest.waivers).verdict
+    verdict = with_inherited(apply_waivers(own, manifest.waivers).verdict, manifest)
     yield f"{manifest.stage}  {manifest.output_digest[:12]}  {verdict}"
     names = display_roles({record.role for record in manifest.inputs})
     rows = [(names[record.role], f"{record.path} {_became(record, verifier)}") for record in manifest.inputs]

@@ -62,6 +62,8 @@ def _chosen(nodes: list[Node], first: str, last: str, forced: str) -> list[Node]
             raise ConfigError(f'this profile has no stage "{name}"', fix=f"stages: {', '.join(names)}")
     start = names.index(first) if first else 0
     stop = names.index(last) + 1 if last else len(nodes)
+    if start >= stop:
+        raise ConfigError(f"--from {first} comes after --to {last}", fix="swap them")
     return nodes[start:stop]
 
 
