@@ -4,8 +4,10 @@ Fixtures for tests that run the program as a user does: in a copy of the reposit
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("utils", "kernels", "scripts", "tools", "config")
 FILES = ("Makefile", "README.md", "requirements.txt", "requirements-dev.txt", "pyproject.toml")
+
+
+def pytest_configure() -> None:
+    """
+    Ctrl-C must reach the programs under test, also when the tests themselves were started in the
+    background.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def check_placement(stage: str, loaded: LoadedConfig, workspace: Workspace) -> N
     """
     output = loaded.config.output
     parts = PurePosixPath(os.path.normpath(output)).parts
-    if len(parts) < 3 or parts[0] not in ROOTS or parts[1] in NOT_A_PROFILE:
+    if len(parts) < 2 or parts[0] not in ROOTS or parts[1] in NOT_A_PROFILE:
         raise ConfigError(
             f'{loaded.path}: output "{output}" is no place for an artifact: what is there would be replaced',
             fix="name a folder of its own: data/<profile>/<artifact> or checkpoints/<profile>/<artifact>",
