@@ -55,9 +55,8 @@ def linear_cross_entropy(
     zeros.
     """
     scored = targets_N != ignore_index
-    if (
-        scored.float().mean() < 0.95 or targets_N.numel() == 0
-    ):  # the head is the dearest layer: skip what is not scored
+    # the head is the dearest layer: skip what is not scored
+    if scored.float().mean() < 0.95 or targets_N.numel() == 0:
         keep = scored.nonzero().squeeze(1)
         hidden_ND, targets_N, scored = hidden_ND[keep], targets_N[keep], scored[keep]
         weights_N = None if weights_N is None else weights_N[keep]

@@ -2,8 +2,7 @@
 Where an artifact may be built. A stage replaces the folder that its config names, so a slip there must cost
 nothing.
 
-    check_placement("40_pack_dataset", loaded, workspace)      # ConfigError: output "data/raw" is not a place
-    for an artifact
+    check_placement("40_pack_dataset", loaded, workspace)      # ConfigError for "data/raw", "", an input
 """
 
 import os
