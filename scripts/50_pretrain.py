@@ -26,7 +26,7 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     from utils.models.presets import describe_model, expected_initial_loss, load_architecture, plan_training
     from utils.optim.groups import build_optimizer, describe_groups
     from utils.optim.schedule import Schedule
-    from utils.packing.mixture import Mixture, MixtureSource, read_draws
+    from utils.packing.mixture import mix_inputs, read_draws
     from utils.tokenizer.frozen import FrozenTokenizer
     from utils.training.examine import Examiner
     from utils.training.loop import Trainer
@@ -52,12 +52,8 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate)
     stage.log("optimizer", f"{config.optimizer.kind}, {describe_groups(optimizer)}")
 
-    given = zip(train, stage.inputs("data"), config.inputs.data, strict=True)
-    sources = [
-        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
-        for each, found, entry in given
-    ]
-    rows = MixtureRows(Mixture(sources, config.seed, plan.batch_rows), partial(read_draws, train))
+    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
+    rows = MixtureRows(mixture, partial(read_draws, train))
     trainer = Trainer(model, rows, optimizer, schedule, config, stage)
     stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
     examiner = Examiner(trainer, config, tokenizer, train, val)

@@ -104,16 +104,12 @@ def mixed_rows(config: SFTConfig, stage: Stage, train: list[Any], batch_rows: in
     """The row order of the run."""
     from functools import partial
 
-    from utils.packing.mixture import Mixture, MixtureSource
+    from utils.packing.mixture import mix_inputs
     from utils.training.conversations import read_draws
     from utils.training.rows import MixtureRows
 
-    given = zip(train, stage.inputs("data"), config.inputs.data, strict=True)
-    sources = [
-        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
-        for each, found, entry in given
-    ]
-    return MixtureRows(Mixture(sources, config.seed, batch_rows), partial(read_draws, train))
+    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, batch_rows)
+    return MixtureRows(mixture, partial(read_draws, train))
 
 
 def held_out_questions(config: SFTConfig, stage: Stage, encoder: Any) -> tuple[list[Any], Any]:

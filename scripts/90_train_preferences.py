@@ -111,16 +111,12 @@ def open_rows(config: PreferencesConfig, stage: Stage, split: str) -> list[Any]:
 
 def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], batch_rows: int) -> Any:
     """The row order of the run."""
-    from utils.packing.mixture import Mixture, MixtureSource
+    from utils.packing.mixture import mix_inputs
     from utils.training.pairs import read_pair_draws
     from utils.training.rows import MixtureRows
 
-    given = zip(train, stage.inputs("data"), config.inputs.data, strict=True)
-    sources = [
-        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
-        for each, found, entry in given
-    ]
-    return MixtureRows(Mixture(sources, config.seed, batch_rows), partial(read_pair_draws, train))
+    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, batch_rows)
+    return MixtureRows(mixture, partial(read_pair_draws, train))
 
 
 def open_policy(config: PreferencesConfig, stage: Stage) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 
 from utils.packing.dataset import Batch
 from utils.pipeline.errors import ConfigError, StageError
+from utils.pipeline.inputs import Input
 
 _ONE = 1 << 32
 
@@ -180,3 +181,33 @@ def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: np.ndar
         f ^= f >> np.uint64(32)
         left, right = right, left ^ (f & mask)
     return left << half | right
+
+
+class Counted(Protocol):
+    """An opened split, however its rows are made."""
+
+    num_rows: int
+
+
+class Weighted(Protocol):
+    """A config's entry for one dataset."""
+
+    weight: float
+
+
+def mix_inputs(
+    opened: Sequence[Counted],
+    inputs: Sequence[Input],
+    entries: Sequence[Weighted],
+    seed: int,
+    batch_rows: int,
+) -> Mixture:
+    """
+    The mixture of a training stage: opened splits, the artifacts that they lie in and the config's entries,
+    all in one order. ValueError when their numbers differ.
+    """
+    sources = [
+        MixtureSource(each.num_rows, found.manifest.output_digest, entry.weight)
+        for each, found, entry in zip(opened, inputs, entries, strict=True)
+    ]
+    return Mixture(sources, seed, batch_rows)
