@@ -2,128 +2,131 @@
 Config of stage 10: synthetic rows from any OpenAI-compatible API.
 
     {"output": "data/demo/generated", "main_topic": "the small world of children",
-     "datasets": {"chat": {"mode": "sft", "rows": 3000, "num_subtopics": 39,
-                           "templates": {"subtopics": "topics", "prompts": "questions", "chosen": "answer"}}},
+     "datasets": {"chat": {"mode": "sft", "rows": 3000, "num_subtopics": 39}},
      "providers": {"teacher": {"kind": "offline-teacher"}},
-     "models": {"main": {"provider": "teacher", "model": "teacher"}},
-     "templates": {"topics": {"user": "Write {{ count }} subtopics of {{ main_topic }} as a JSON list."}}}
+     "models": {"main": {"provider": "teacher", "model": "teacher"}}}
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-from utils.pipeline.config import Runtime, Section, StageConfig
+from utils.config.answers import (
+    JUDGE_VARIABLES,
+    VARIABLES,
+    DuplicatesSpec,
+    FilterSpec,
+    JudgeSpec,
+    TemplateSpec,
+    ValidationSpec,
+    check_filter,
+    check_template,
+)
+from utils.config.generate_templates import BUILT_IN, built_in_name
+from utils.config.providers import (
+    BudgetSpec,
+    JournalSpec,
+    LimitsSpec,
+    ModelSpec,
+    Name,
+    ProviderSpec,
+    check_references,
+    must_exist,
+    within,
+)
+from utils.pipeline.config import ExternalSource, Runtime, Section, StageConfig
+from utils.pipeline.workspace import Workspace
 
-VARIABLES = ("main_topic", "subtopic", "prompt", "count", "exclude", "is_retry", "index")
-"""What every template may use; what a step does not have is empty there."""
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-
-
-class TemplateSpec(Section):
-    """A jinja template (sandboxed) for one step; available everywhere: the names in `VARIABLES`."""
-
-    system: str = Field(default="", max_length=50 * 1024)
-    """System message; "" sends none."""
-    user: str = Field(min_length=1, max_length=50 * 1024)
-    """User message."""
-
-
-class ProviderSpec(Section):
-    """An endpoint that answers chat completions."""
-
-    kind: Literal["openai", "offline-teacher"] = "openai"
-    """`openai`: an OpenAI-compatible API. `offline-teacher`: a teacher that the stage starts and stops."""
-    base_url: Runtime[str] = ""
-    """Address up to and including `/v1`; without user name or password."""
-    api_key_env: Runtime[str] = ""
-    """Name of the environment variable that holds the key; "" sends none (loopback hosts only)."""
-    max_in_flight: Runtime[Annotated[int, Field(ge=1, le=4096)]] = 64
-    """Calls that may be under way at the same time."""
-
-    @model_validator(mode="after")
-    def _address_fits_the_kind(self) -> Self:
-        if self.kind == "offline-teacher":
-            if self.base_url or self.api_key_env:
-                raise ValueError("an offline teacher takes no base_url and no api_key_env")
-            return self
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f'base_url must be an http(s) address, not "{self.base_url}"')
-        if address.username or address.password or address.query:
-            raise ValueError(
-                "base_url must not carry credentials; name an environment variable in api_key_env"
-            )
-        return self
-
-
-class ModelSpec(Section):
-    """One model of a provider and how it is called."""
-
-    provider: str
-    """Name of an entry of `providers`."""
-    model: str = Field(min_length=1)
-    """Name of the model at the provider."""
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    """Sampling temperature of rows; 0 is 0."""
-    structure_temperature: float = Field(default=1.0, ge=0, le=2)
-    """Sampling temperature of calls that ask for a list."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling mass."""
-    seed: int = Field(default=-1, ge=-1)
-    """Mixed with the call into the `seed` field of each request; -1 sends none."""
-    max_output_tokens: int = Field(default=1024, ge=1)
-    """Limit of one answer in tokens."""
-    stop: list[str] = Field(default=[], max_length=4)
-    """Texts that end an answer."""
-    timeout_seconds: Runtime[Annotated[float, Field(gt=0)]] = 120.0
-    """Deadline of one attempt, counted from when it is sent."""
-    max_retries: Runtime[Annotated[int, Field(ge=0, le=20)]] = 6
-    """Attempts after the first for a call that failed in transport or was put off."""
-    max_backoff_seconds: Runtime[Annotated[float, Field(ge=0)]] = 60.0
-    """Longest pause before a retry, unless the server asks for a longer one."""
+ROWS_PER_SUBTOPIC = 25
+"""Rows that one subtopic carries when a dataset names only its rows."""
 
 
 class StepTemplates(Section):
-    """Which template each step of a dataset uses."""
+    """Which template each step of a dataset uses; "" = the built-in one for that step and mode."""
 
-    subtopics: str
+    subtopics: str = ""
     """Asks for a JSON list of subtopics of the main topic."""
-    prompts: str
+    prompts: str = ""
     """Asks for a JSON list of prompts about one subtopic."""
-    chosen: str
+    chosen: str = ""
     """Asks for the text, answer or chosen answer to one prompt."""
     rejected: str = ""
-    """Asks for the rejected answer (dpo only)."""
+    """Asks for the rejected answer (dpo, kto, mo_dpo)."""
 
 
 class DatasetSpec(Section):
     """One dataset of the run; it lands in `<output>/<name>/dataset.jsonl`."""
 
-    mode: Literal["text", "sft", "dpo"]
-    """text: {text}. sft: {messages}. dpo: {prompt, chosen, rejected}."""
-    rows: int = Field(ge=1, le=10_000_000)
-    """Exact number of rows."""
-    num_subtopics: int = Field(ge=1, le=100_000)
-    """Exact number of subtopics; rows are spread evenly over them."""
-    templates: StepTemplates
+    mode: Literal["text", "sft", "dpo", "kto", "mo_dpo"]
+    """
+    text: {text}. sft: one of `sft_format`. dpo: {prompt, chosen, rejected}. kto: two rows {prompt,
+    completion, label}. mo_dpo: dpo with scores per criterion.
+    """
+    rows: int = Field(default=0, ge=0)
+    """Exact number of accepted units (one of kto gives two rows); 0 = subtopics times prompts for each."""
+    num_subtopics: int = Field(default=0, ge=0)
+    """Exact number of subtopics, which share the rows evenly; 0 = every given topic, or one per 25 rows."""
+    num_prompts_per_subtopic: int = Field(default=0, ge=0)
+    """Instead of `rows`: how many accepted prompts each subtopic has."""
+    templates: StepTemplates = StepTemplates()
     """Names of the templates, step by step."""
     main_model: str = "main"
     """Model that writes subtopics, prompts and chosen answers."""
     rejected_model: str = "rejected"
-    """Model that writes rejected answers (dpo only)."""
+    """Model that writes rejected answers."""
+    judge: FilterSpec = FilterSpec()
+    """What the judge must say of a row; with every threshold off, only mo_dpo rows are judged."""
+    sft_format: Literal["messages", "sharegpt", "alpaca"] = "messages"
+    """Shape of sft rows."""
+    conversational: bool = False
+    """Write prompts and answers of dpo, kto and mo_dpo as message lists."""
+    reasoning: Literal["none", "separate", "inline"] = "none"
+    """What becomes of a model's thinking: dropped, a column of its own, or `<think>` before the answer."""
     include_topic_columns: bool = False
     """Add `main_topic` and `subtopic` to each row."""
+    include_id: bool = True
+    """Add `id`, 32 hex digits that depend on dataset and prompt alone."""
+    also_parquet: bool = False
+    """Write `dataset.parquet` beside the JSON lines."""
+
+    @property
+    def num_rows(self) -> int:
+        """Exact number of accepted units, however it was given; 0 when the topics file decides."""
+        return self.rows or self.num_subtopics * self.num_prompts_per_subtopic
+
+    @property
+    def has_rejected(self) -> bool:
+        return self.mode in ("dpo", "kto", "mo_dpo")
+
+    @property
+    def judged(self) -> bool:
+        return self.mode == "mo_dpo" or self.judge.active
+
+    def subtopics_for(self, num_given: int) -> int:
+        """How many subtopics the dataset has when `num_given` were given by a file (0 = none)."""
+        wanted = self.num_subtopics or num_given or math.ceil(self.num_rows / ROWS_PER_SUBTOPIC)
+        return min(wanted, num_given) if num_given else wanted
 
     @model_validator(mode="after")
-    def _steps_fit_the_mode(self) -> Self:
-        if (self.mode == "dpo") != bool(self.templates.rejected):
-            verb = "needs" if self.mode == "dpo" else "takes no"
-            raise ValueError(f"mode {self.mode} {verb} templates.rejected")
-        if self.num_subtopics > self.rows:
+    def _counts_are_one(self) -> Self:
+        if bool(self.rows) == bool(self.num_prompts_per_subtopic):
+            raise ValueError("give either rows or num_prompts_per_subtopic")
+        if self.rows and self.num_subtopics > self.rows:
             raise ValueError(f"{self.num_subtopics} subtopics for {self.rows} rows: some would stay empty")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_mode(self) -> Self:
+        reads = {
+            "templates.rejected": (self.templates.rejected, self.has_rejected),
+            "rejected_model": (self.rejected_model != "rejected", self.has_rejected),
+            "conversational": (self.conversational, self.has_rejected),
+            "sft_format": (self.sft_format != "messages", self.mode == "sft"),
+        }
+        for key, (given, fits) in reads.items():
+            if given and not fits:
+                raise ValueError(f"mode {self.mode} does not read {key}")
         return self
 
 
@@ -133,102 +136,136 @@ class RefillSpec(Section):
     entries_per_call: int = Field(default=50, ge=1, le=500)
     """Most subtopics or prompts that one call asks for."""
     over_generation_buffer: float = Field(default=0.15, ge=0, le=4)
-    """Share of prompts asked for on top of what is missing."""
+    """Share asked for on top of what is missing."""
     max_excluded: int = Field(default=50, ge=0, le=1000)
     """Most known entries that a call is asked to leave out."""
     max_refill_rounds: int = Field(default=5, ge=0, le=1000)
-    """Rounds in a row without a single new row before a dataset is given up."""
-
-
-class ValidationSpec(Section):
-    """What an answer must be to become part of a row."""
-
-    attempts_per_row: int = Field(default=2, ge=1, le=20)
-    """Answers asked for one prompt before it is replaced by another."""
-    accept_truncated: bool = False
-    """Keep answers that ended at max_output_tokens."""
-
-
-class JournalSpec(Section):
-    """How calls that were paid for are kept, and how a stop is waited for."""
-
-    fsync_seconds: float = Field(default=1.0, ge=0)
-    """Longest time a record may wait for the disk."""
-    fsync_lines: int = Field(default=64, ge=1)
-    """Most records that may wait for the disk."""
-    drain_seconds: float = Field(default=30.0, ge=0)
-    """How long calls in flight may finish after SIGTERM or Ctrl-C."""
+    """Rounds in a row without a single new unit before a dataset is given up."""
 
 
 class GenerateConfig(StageConfig):
     """Stage 10."""
 
     stage: ClassVar[str] = "10_generate"
+    stage_version: ClassVar[int] = 2
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "stochastic"
     keeps_partial: ClassVar[bool] = True
 
     seed: int = Field(default=0, ge=0)
     """Seed of requests and of the offline teacher."""
-    main_topic: str = Field(min_length=1)
+    main_topic: str = ""
     """What everything is about."""
+    topics_file: Runtime[str] = ""
+    """Subtopics instead of asking for them: a .txt with one per line, or .jsonl with `subtopic`."""
+    prompts_file: Runtime[str] = ""
+    """Prompts instead of asking for them: .txt with one per line, or .jsonl with `prompt`, maybe `subtopic`."""
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
     """Datasets of this run by name; they share providers and run at the same time."""
     providers: Annotated[dict[Name, ProviderSpec], Field(min_length=1)]
     """Endpoints by name."""
     models: Annotated[dict[Name, ModelSpec], Field(min_length=1)]
-    """Models by the name that datasets use: main, rejected, or any other."""
-    templates: Annotated[dict[Name, TemplateSpec], Field(min_length=1)]
-    """Templates by name."""
+    """Models by the name that datasets and the judge use: main, rejected, judge, or any other."""
+    templates: dict[Name, TemplateSpec] = {}
+    """Templates by name; one with the name of a built-in template takes its place."""
     refill: RefillSpec = RefillSpec()
     """Sizes of list calls, and when a shortage is final."""
     validation: ValidationSpec = ValidationSpec()
     """Checks on answers."""
+    duplicates: DuplicatesSpec = DuplicatesSpec()
+    """When two units count as one."""
+    judge: JudgeSpec = JudgeSpec()
+    """The rubric, for datasets that are judged."""
+    budget: Runtime[BudgetSpec] = BudgetSpec()
+    """When to stop spending."""
+    limits: Runtime[LimitsSpec] = LimitsSpec()
+    """Bounds against slips."""
     journal: Runtime[JournalSpec] = JournalSpec()
     """How replies are kept and a stop is waited for."""
 
+    def template(self, dataset: str, step: str) -> TemplateSpec:
+        """The template of a dataset's step: subtopics, prompts, chosen, rejected."""
+        return self.templates[self._template_name(self.datasets[dataset], step)]
+
+    def _template_name(self, spec: DatasetSpec, step: str) -> str:
+        return getattr(spec.templates, step) or built_in_name(step, spec.mode)
+
+    def _steps(self, spec: DatasetSpec) -> list[str]:
+        """The steps for which a dataset calls a model."""
+        lists = [] if self.prompts_file else ["prompts"] if self.topics_file else ["subtopics", "prompts"]
+        return [*lists, "chosen", *(["rejected"] if spec.has_rejected else [])]
+
+    @property
+    def judged(self) -> bool:
+        return any(spec.judged for spec in self.datasets.values())
+
+    def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
+        """The files of topics, of prompts and of texts to leave out."""
+        files = {
+            "topics": self.topics_file,
+            "prompts": self.prompts_file,
+            "excluded": self.duplicates.exclude_file,
+        }
+        return [ExternalSource.local(name, [path], workspace) for name, path in files.items() if path]
+
+    @model_validator(mode="after")
+    def _has_a_subject(self) -> Self:
+        if not (self.main_topic or self.topics_file or self.prompts_file):
+            raise ValueError("give main_topic, topics_file or prompts_file")
+        if self.topics_file and self.prompts_file:
+            raise ValueError("topics_file has no effect beside prompts_file; give one of them")
+        for name, spec in self.datasets.items():
+            if self.prompts_file and not spec.rows:
+                raise ValueError(f"datasets.{name}: prompts_file knows no subtopics to count; give rows")
+            if not self.topics_file and not spec.num_rows:
+                raise ValueError(
+                    f"datasets.{name}: num_prompts_per_subtopic needs num_subtopics or topics_file"
+                )
+        return self
+
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
-        for name, model in self.models.items():
-            _must_exist(f"models.{name}.provider", model.provider, self.providers, "provider")
-        for name, dataset in self.datasets.items():
-            _must_exist(f"datasets.{name}.main_model", dataset.main_model, self.models, "model")
-            if dataset.mode == "dpo":
-                _must_exist(f"datasets.{name}.rejected_model", dataset.rejected_model, self.models, "model")
-            for step, template in dataset.templates:
+        check_references(self.models, self.providers, self.limits)
+        for name, spec in self.datasets.items():
+            where = f"datasets.{name}"
+            within(f"{where}.rows", spec.num_rows, self.limits.max_rows, "max_rows")
+            within(f"{where}.num_subtopics", spec.num_subtopics, self.limits.max_subtopics, "max_subtopics")
+            must_exist(f"{where}.main_model", spec.main_model, self.models, "model")
+            if spec.has_rejected:
+                must_exist(f"{where}.rejected_model", spec.rejected_model, self.models, "model")
+            for step, template in spec.templates:
+                if template and step not in self._steps(spec):
+                    raise ValueError(f"{where}.templates.{step}: this dataset has no such step")
                 if template:
-                    _must_exist(f"datasets.{name}.templates.{step}", template, self.templates, "template")
+                    must_exist(f"{where}.templates.{step}", template, self._all_templates(), "template")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_fits(self) -> Self:
+        if not self.judged:
+            return self
+        if not self.judge.criteria:
+            raise ValueError("judge.criteria: say what the judge scores")
+        must_exist("judge.model", self.judge.model, self.models, "model")
+        for name, spec in self.datasets.items():
+            check_filter(f"datasets.{name}.judge", spec.judge, self.judge, spec.has_rejected)
+        for key in ("template", "pair_template"):
+            must_exist(f"judge.{key}", getattr(self.judge, key), self._all_templates(), "template")
         return self
 
     @model_validator(mode="after")
     def _templates_can_be_filled(self) -> Self:
+        """Built-in templates that are used become part of the config, and so of the artifact's key."""
+        used = {
+            self._template_name(spec, step) for spec in self.datasets.values() for step in self._steps(spec)
+        }
+        judging = {self.judge.template, *([self.judge.pair_template] if self.judge.pairwise else [])}
+        for name in sorted(used | (judging if self.judged else set())):
+            self.templates.setdefault(name, BUILT_IN.get(name))
         for name, template in self.templates.items():
+            variables = JUDGE_VARIABLES if name in judging else VARIABLES
             for part, text in template:
-                _check_template(f"templates.{name}.{part}", text)
+                check_template(f"templates.{name}.{part}", text, variables, self.limits)
         return self
 
-
-def _must_exist(where: str, name: str, known: dict, kind: str) -> None:
-    if name not in known:
-        raise ValueError(f'{where}: there is no {kind} "{name}" (there are: {", ".join(known)})')
-
-
-def _check_template(where: str, text: str) -> None:
-    """Refuse now what would fail at the first request; jinja2 is loaded only by configs with templates."""
-    from jinja2 import StrictUndefined, TemplateError, meta
-    from jinja2.sandbox import SandboxedEnvironment
-
-    environment = SandboxedEnvironment(undefined=StrictUndefined)
-    try:
-        used = meta.find_undeclared_variables(environment.parse(text))
-        if unknown := sorted(used - set(VARIABLES)):
-            known = ", ".join(VARIABLES)
-            raise ValueError(f'{where}: there is no variable "{unknown[0]}" (there are: {known})')
-        environment.from_string(text).render(sample_variables())
-    except (TemplateError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def sample_variables() -> dict[str, object]:
-    """A value of the right type for every variable."""
-    values: tuple[object, ...] = ("topic", "subtopic", "prompt", 1, ["known"], False, 0)
-    return dict(zip(VARIABLES, values, strict=True))
+    def _all_templates(self) -> dict[str, TemplateSpec]:
+        return BUILT_IN | self.templates
