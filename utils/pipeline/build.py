@@ -8,11 +8,8 @@ done.
 """
 
 import argparse
-import secrets
-import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,17 +26,15 @@ from utils.pipeline.proof import Proof, prove_inputs
 from utils.pipeline.refusal import build_command
 from utils.pipeline.seal import (
     SCRATCH,
-    STATE,
     TAMPERED,
     partial_of,
     publish,
-    read_state,
     remove_scratch,
     write_manifest,
-    write_state,
 )
+from utils.pipeline.unfinished import BuildFolder
 from utils.pipeline.verdict import OK, Change, Verdict, shown
-from utils.pipeline.verify import Currency, Mode, Verifier, changes_since, stored_currency
+from utils.pipeline.verify import Mode, Verifier, changes_since, stored_currency
 from utils.pipeline.workspace import Workspace
 
 
@@ -149,7 +144,8 @@ def begin_build(
     if arguments.dry_run:
         log.event("would build", f"{relative}: {reason}; key {proof.key[:12]}", key=proof.key)
         return None
-    run_id, resumed = _prepare(stage, loaded, output, proof, arguments.resume, log)
+    folder = BuildFolder(stage, loaded, output, proof, fresh=arguments.resume == "never", log=log)
+    run_id, resumed = folder.open(force=arguments.force, may_carry=not altered)
     log.event("build", f"{relative}: {reason}", key=proof.key, reason=reason)
     return Build(
         stage=stage,
@@ -193,69 +189,6 @@ def _altered(stage: str, relative: str, verdict: Verdict, config_path: str) -> U
 
 def _why_build(verdict: Verdict, force: bool) -> str:
     return "forced" if force and verdict.good else str(verdict)
-
-
-# the build folder
-
-
-def _prepare(
-    stage: str, loaded: LoadedConfig, output: Path, proof: Proof, resume: str, log: Log
-) -> tuple[str, bool]:
-    """
-    The run id and whether an unfinished build is continued; a leftover of another key is refused or
-    discarded (P26).
-    """
-    partial = partial_of(output)
-    state = read_state(partial)
-    if partial.is_dir() and resume == "never":
-        log.event("discarding", f"an unfinished build ({_describe(partial)}), as --resume never asks")
-        state = _discard(partial)
-    if state is not None:
-        changes = changes_since(_currency_of(state), proof.currency)
-        problem = GUARDS["G15"](state["key"], proof.key, changes)
-        if problem is None:
-            log.event("resuming", f"an unfinished build of {state['started']}")
-            return state["run_id"], True
-        if type(loaded.config).keeps_partial:
-            raise _other_partial(stage, partial, problem, loaded)
-        log.event("discarding", f"an unfinished build: {problem}")
-    elif partial.is_dir():
-        log.event("discarding", f"an unfinished build that does not say what it is of ({_describe(partial)})")
-    if partial.is_dir():
-        _discard(partial)
-    partial.mkdir(parents=True)
-    run_id = secrets.token_hex(16)
-    now = proof.currency
-    facts = {"semantic": now.semantic, "inputs": now.inputs, "sources": now.sources}
-    identity = {"key": proof.key, "stage": stage, "stage_version": now.stage_version, "run_id": run_id}
-    write_state(partial, identity | {"started": utc_now()} | facts)
-    return run_id, False
-
-
-def _currency_of(state: Mapping) -> Currency:
-    return Currency(state["semantic"], state["inputs"], state["sources"], state["stage_version"])
-
-
-def _discard(partial: Path) -> None:
-    (partial / STATE).unlink(missing_ok=True)  # first, so that a kill in between leaves nothing to resume
-    shutil.rmtree(partial)
-
-
-def _describe(partial: Path) -> str:
-    sizes = [path.stat().st_size for path in partial.rglob("*") if path.is_file()]
-    return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
-
-
-def _other_partial(stage: str, partial: Path, problem: Verdict, loaded: LoadedConfig) -> UpstreamError:
-    command = build_command(stage, loaded.path)
-    return UpstreamError(
-        f"{stage} cannot start: the unfinished build {partial.name} ({_describe(partial)}) is {problem}",
-        fix=f"put the old value back to continue it, or: {command} --resume never   (throws it away)",
-        verdict=str(problem),
-        component=problem.component,
-        expected=problem.before,
-        actual=problem.after,
-    )
 
 
 # the end

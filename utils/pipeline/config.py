@@ -132,6 +132,8 @@ class StageConfig(Section):
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "bitwise"
     keeps_partial: ClassVar[bool] = False
     # work that costs money or hours: a leftover of another key is a refusal, not a leftover to discard
+    carried: ClassVar[str] = ""
+    # a file below `log/` that a later build of the same output starts from: what was paid for is kept
 
     output: OutputFolder
     """Folder of the artifact, relative to the repository root."""
@@ -139,6 +141,14 @@ class StageConfig(Section):
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
         """External data that the stage reads; stages that read any override this."""
         return []
+
+    @classmethod
+    def only_adds(cls, before: Mapping, after: Mapping) -> bool:
+        """
+        Whether everything built under the semantic view `before` still stands under `after`, which asks for
+        more of it.
+        """
+        return False
 
 
 @dataclass(frozen=True)
