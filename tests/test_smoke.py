@@ -228,6 +228,100 @@ def test_a_swapped_tokenizer_model_is_refused(fork: Clone, stage: str) -> None:
     assert "tokenizer.model" in done.stdout and "tampered" in done.stdout
 
 
+@pytest.fixture
+def other(fork: Clone) -> Clone:
+    """A second tokenizer, valid and of the same size, beside that of the smoke profile, and its SFT rows."""
+    folder = fork.root / "config/other"
+    folder.mkdir()
+    changes = {
+        "20_prepare_corpus": {"output": "data/other/corpus", "seed": 1},
+        "30_train_tokenizer": {"output": "data/other/tokenizer", "inputs": {"corpus": "data/other/corpus"}},
+        "60_prepare_sft": {"output": "data/other/sft", "inputs": {"tokenizer": "data/other/tokenizer"}},
+    }
+    for stage, change in changes.items():
+        document = {"extends": f"../smoke/{stage}.json"} | change
+        (folder / f"{stage}.json").write_text(json.dumps(document))
+        done = fork.stage(stage, profile="other")
+        assert done.returncode == 0, done.stdout
+    ours, theirs = (fork.root / f"data/{name}/tokenizer/tokenizer.model" for name in ("smoke", "other"))
+    assert ours.read_bytes() != theirs.read_bytes()
+    return fork
+
+
+def test_a_whole_tokenizer_of_equal_size_is_not_taken_for_the_right_one(other: Clone, smoke: Clone) -> None:
+    shutil.rmtree(other.root / "data/smoke/tokenizer")
+    shutil.copytree(other.root / "data/other/tokenizer", other.root / "data/smoke/tokenizer")
+    done = other.stage("50_pretrain", "--force")
+    assert done.returncode == 3, done.stdout
+    assert "inputs use different tokenizers" in done.stdout and "model bytes; pieces" in done.stdout
+    run_fix(other, done.stdout)
+    assert digests(other) == digests(smoke)
+
+
+def test_a_tokenizer_trained_again_to_the_same_bytes_changes_nothing(fork: Clone) -> None:
+    assert fork.stage("30_train_tokenizer", "--force").returncode == 0
+    done = fork.stage("40_pack_dataset")
+    assert done.returncode == 0 and "up to date" in done.stdout, done.stdout
+
+
+def test_rows_of_another_tokenizer_do_not_train_this_base(other: Clone) -> None:
+    edit_config(other, "70_train_sft", {"inputs": {"data": [{"path": "data/other/sft"}]}})
+    done = other.stage("70_train_sft")
+    assert done.returncode == 3, done.stdout
+    assert "inputs use different tokenizers" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_an_evaluation_set_of_another_tokenizer_is_refused(other: Clone) -> None:
+    edit_config(other, "100_evaluate", {"inputs": {"sft_data": "data/other/sft"}})
+    done = other.stage("100_evaluate")
+    assert done.returncode == 3, done.stdout
+    assert "different tokenizers" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_a_shard_edited_while_it_is_packed_leaves_nothing_sealed(fork: Clone, smoke: Clone) -> None:
+    shutil.rmtree(fork.root / "data/smoke/packed")
+    script = fork.root / "scripts/40_pack_dataset.py"
+    code = script.read_text()
+    pause = (
+        "    while not (stage.partial.parent / 'edited').exists():\n        __import__('time').sleep(0.05)\n"
+    )
+    last = "    return packing_metrics("
+    assert last in code
+    script.write_text(code.replace(last, pause + last))  # all is read and packed, nothing is sealed
+    process = fork.start("scripts/40_pack_dataset.py", "--config", "config/smoke/40_pack_dataset.json")
+    while not (fork.root / "data/smoke/packed.partial/train.bin").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    flip_a_byte(first_file(fork, "data/smoke/corpus/train/*.zst"))
+    (fork.root / "data/smoke/edited").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    assert "changed while 40_pack_dataset was running" in output and "train/00000.jsonl.zst" in output
+    assert not (fork.root / "data/smoke/packed").exists()
+    script.write_text(code)
+    commands = re.findall(r"^  (?:fix|then) +(?:rerun: )?python (.+)$", output, flags=re.MULTILINE)
+    assert len(commands) == 2, output
+    for command in commands:
+        done = fork.run(*command.split())
+        assert done.returncode == 0, done.stdout
+    assert digests(fork) == digests(smoke)
+
+
+def test_a_killed_training_does_not_continue_on_other_data(fork: Clone) -> None:
+    shutil.rmtree(fork.root / "checkpoints/smoke/base")
+    process = fork.start(
+        "scripts/50_pretrain.py", "--config", "config/smoke/50_pretrain.json", start_new_session=True
+    )
+    wait_for_checkpoint(fork, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    edit_config(fork, "40_pack_dataset", {"mode": "concat"})
+    assert fork.stage("40_pack_dataset").returncode == 0
+    done = fork.stage("50_pretrain")
+    assert done.returncode == 3, done.stdout
+    assert "input.data:" in done.stdout and "--resume never" in done.stdout
+
+
 def test_touched_and_copied_files_change_nothing(fork: Clone) -> None:
     for path in fork.root.glob("data/smoke/**/*"):
         os.utime(path)
