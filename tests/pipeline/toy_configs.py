@@ -7,7 +7,6 @@ Configs of the toy chain: the kinds of fields, inputs and promises of the twelve
 from typing import Annotated, ClassVar
 
 from utils.pipeline.config import (
-    ExternalSource,
     InputFolder,
     Neutral,
     Runtime,
@@ -16,6 +15,7 @@ from utils.pipeline.config import (
     StageConfig,
     source_file,
 )
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
 

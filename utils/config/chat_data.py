@@ -9,7 +9,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils.pipeline.config import ExternalSource, InputFolder, Section
+from utils.pipeline.config import InputFolder, Section
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
 

@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from utils.config.shared import ExecutorConfig
-from utils.pipeline.config import ExternalSource, InputFolder, OutputFolder, Runtime, Section, StageConfig
+from utils.pipeline.config import InputFolder, OutputFolder, Runtime, Section, StageConfig
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.hashing import sha256_hex
 from utils.pipeline.workspace import Workspace
 

@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from utils.pipeline.config import ExternalSource, InputFolder, Runtime, Section, StageConfig
+from utils.pipeline.config import InputFolder, Runtime, Section, StageConfig
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
 

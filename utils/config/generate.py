@@ -35,7 +35,8 @@ from utils.config.providers import (
     must_exist,
     within,
 )
-from utils.pipeline.config import ExternalSource, Runtime, Section, StageConfig
+from utils.pipeline.config import Runtime, Section, StageConfig
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
 ROWS_PER_SUBTOPIC = 25
@@ -158,7 +159,7 @@ class GenerateConfig(StageConfig):
     topics_file: Runtime[str] = ""
     """Subtopics instead of asking for them: a .txt with one per line, or .jsonl with `subtopic`."""
     prompts_file: Runtime[str] = ""
-    """Prompts instead of asking for them: .txt with one per line, or .jsonl with `prompt`, maybe `subtopic`."""
+    """Prompts instead of asking for them: .txt, one per line, or .jsonl with `prompt`, maybe `subtopic`."""
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
     """Datasets of this run by name; they share providers and run at the same time."""
     providers: Annotated[dict[Name, ProviderSpec], Field(min_length=1)]

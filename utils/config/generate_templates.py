@@ -16,8 +16,8 @@ _RUBRIC = (
     "- {{ c.name }} ({{ c.lowest }} to {{ c.highest }}): {{ c.description }}{% endfor %}\n"
 )
 _SCORES = (
-    "{% if with_reasons %}Give one sentence of reasons, then the scores{% else %}Give the scores{% endif %} as "
-    'one JSON object, criterion to number, such as {"{{ criteria[0].name }}": {{ criteria[0].highest }}}.'
+    "{% if with_reasons %}Give one sentence of reasons, then the scores{% else %}Give the scores{% endif %} "
+    'as one JSON object, criterion to number, such as {"{{ criteria[0].name }}": {{ criteria[0].highest }}}.'
 )
 
 BUILT_IN = {

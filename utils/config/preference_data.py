@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from utils.config.chat_data import ChatInputs, ChatSource, ChatSplit, check_sources, local_sources
-from utils.pipeline.config import ExternalSource, StageConfig, source_file
+from utils.pipeline.config import StageConfig, source_file
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
 

@@ -14,7 +14,6 @@ never enter a key; a `SourceFile` enters it as the SHA-256 of its content.
     loaded = load_config(Path("config/demo/40_pack_dataset.json"), PackConfig, workspace)
 """
 
-import glob
 import json
 import os
 import re
@@ -27,8 +26,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from utils.pipeline.errors import ConfigError
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.guards import GUARDS
-from utils.pipeline.hashing import DigestCache, digest, hash_files, sha256_hex
+from utils.pipeline.hashing import sha256_hex
 from utils.pipeline.workspace import Workspace
 
 T = TypeVar("T")
@@ -72,53 +72,6 @@ class Section(BaseModel):
     """A part of a config: frozen, every key known, every field documented by the docstring below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class ExternalSource:
-    """
-    Data from outside the chain: files below the root, or `parts` that say what stands for it (a revision,
-    versions).
-    """
-
-    name: str
-    kind: str
-    id: str
-    files: tuple[Path, ...] = ()
-    parts: tuple = ()
-
-    @classmethod
-    def local(cls, name: str, patterns: list[str], workspace: Workspace) -> "ExternalSource":
-        """
-        Files matching `patterns` (relative to the root, `**` allowed), in byte order. ConfigError
-        when one matches nothing.
-        """
-        files: set[Path] = set()
-        for pattern in patterns:
-            found = [Path(match) for match in glob.glob(str(workspace.path(pattern)), recursive=True)]
-            found = [path for path in found if path.is_file() and not path.name.startswith(".")]
-            if not found:
-                raise ConfigError(
-                    f'source "{name}": no file matches {pattern}', fix=f"put files there: {pattern}"
-                )
-            files.update(found)
-        ordered = sorted(files, key=lambda path: os.fsencode(path))
-        return cls(name, "local", ", ".join(patterns), tuple(ordered))
-
-    @classmethod
-    def of_parts(cls, name: str, kind: str, id: str, parts: list) -> "ExternalSource":
-        """A source without files of its own; `parts` is canonical JSON that changes when the source does."""
-        return cls(name, kind, id, parts=tuple(parts))
-
-    def record(self, workspace: Workspace, cache: DigestCache | None = None) -> dict:
-        """The entry for `manifest.sources`, hashed now: `digest` enters the key."""
-        hashes = hash_files(self.files, cache)
-        rows = [[workspace.relative(path), hashes[path].bytes, hashes[path].sha256] for path in self.files]
-        files = [{"path": path, "bytes": size, "sha256": sha256} for path, size, sha256 in rows]
-        revision = {"requested_revision": "", "resolved_revision": ""}
-        source_digest = digest("source", rows if self.files else list(self.parts))
-        identity = {"name": self.name, "kind": self.kind, "id": self.id}
-        return identity | revision | {"files": files, "digest": source_digest, "rows_read": 0, "rows_kept": 0}
 
 
 class StageConfig(Section):

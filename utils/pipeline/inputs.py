@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.pipeline.config import ExternalSource
 from utils.pipeline.errors import UpstreamError
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.hashing import open_verified
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.workspace import Workspace

@@ -51,7 +51,8 @@ def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Lau
             if code:
                 break
     summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-    print(f"{len(chosen)} stages: {summary} in {time.time() - started:.1f} s", flush=True)
+    plural = "" if len(chosen) == 1 else "s"
+    print(f"{len(chosen)} stage{plural}: {summary} in {time.time() - started:.1f} s", flush=True)
     return code
 
 
