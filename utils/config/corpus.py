@@ -20,10 +20,12 @@ from utils.pipeline.workspace import Workspace
 
 Preset = Literal["web", "prose", "short"]
 RuleName = Literal[
-    "too_few_words", "too_many_words", "word_length", "alphabetic_words",
-    "repeated_lines", "repeated_line_characters", "top_2gram", "top_3gram", "top_4gram",
+    "too_few_words", "too_many_words", "word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines",
+    "ellipsis_lines", "alphabetic_words", "stop_words", "repeated_lines", "repeated_paragraphs",
+    "repeated_line_characters", "repeated_paragraph_characters", "top_2gram", "top_3gram", "top_4gram",
     "repeated_5gram", "repeated_6gram", "repeated_7gram", "repeated_8gram", "repeated_9gram",
-    "repeated_10gram",
+    "repeated_10gram", "line_rules", "lorem_ipsum", "curly_bracket", "too_few_sentences", "line_punctuation",
+    "short_lines", "duplicate_line_characters", "newline_ratio",
 ]  # fmt: skip
 RULE_NAMES: tuple[str, ...] = get_args(RuleName)
 
@@ -40,7 +42,13 @@ class FieldMapping(Section):
     """
     id: str = ""
     """Field kept as `meta.id`, so that a document can be traced to its row."""
-    optional: list[Literal["group", "id"]] = []
+    url: str = ""
+    """Field kept as `meta.url`."""
+    language: str = ""
+    """Field kept as `meta.language`: recorded, not trusted."""
+    keep: list[str] = []
+    """Further fields kept in `meta` under their own names."""
+    optional: list[Literal["group", "id", "url", "language"]] = []
     """Mapped fields that a source may lack altogether, as in a folder that mixes jsonl and txt."""
 
 
@@ -49,6 +57,10 @@ class SourceSection(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """Name of the source in shards, stats and cards."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the budget, relative to the other sources; without a budget it must be 1."""
+    licence: str = ""
+    """Licence of the texts, for the data card."""
     preset: Preset = "prose"
     """Thresholds of the quality rules: `web`, `prose` or `short` (texts of a few sentences)."""
     rules: dict[RuleName, float | tuple[float, float] | Literal["off"]] = {}
@@ -83,6 +95,23 @@ class GeneratedSource(SourceSection):
     """Name of the dataset in that artifact; its mode must be `text`."""
 
 
+class HubSource(SourceSection):
+    """Rows of a Hugging Face dataset, streamed; remote code is never run."""
+
+    kind: Literal["hub"]
+    """A dataset of the Hub."""
+    id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Name of the dataset, such as "HuggingFaceFW/fineweb-edu"."""
+    subset: str = ""
+    """Configuration of the dataset; "" = its default."""
+    split: str = "train"
+    """Split of the dataset."""
+    revision: str = "main"
+    """Branch, tag or commit; resolved to a commit before reading, which is what enters the key."""
+    fields: FieldMapping = FieldMapping()
+    """Field mapping of the rows."""
+
+
 class DocstringSource(SourceSection):
     """Docstrings of installed Python packages: real English without a network, different on every machine."""
 
@@ -94,7 +123,9 @@ class DocstringSource(SourceSection):
     """
 
 
-AnySource = Annotated[LocalSource | GeneratedSource | DocstringSource, Field(discriminator="kind")]
+AnySource = Annotated[
+    LocalSource | HubSource | GeneratedSource | DocstringSource, Field(discriminator="kind")
+]
 
 
 class CorpusInputs(Section):
@@ -102,6 +133,63 @@ class CorpusInputs(Section):
 
     generated: InputFolder = ""
     """Artifact of stage 10; "" when no source is generated."""
+    tokenizer: InputFolder = ""
+    """Artifact of stage 30 that counts tokens for the budget (`budget.count`); "" when they are estimated."""
+
+
+class BudgetConfig(Section):
+    """How much text is taken, shared by the sources as they are weighted."""
+
+    tokens: int = Field(default=0, ge=0)
+    """Tokens of both splits together, met to within one document per source; 0 takes everything."""
+    count: Literal["estimate", "tokenizer"] = "estimate"
+    """`estimate`: UTF-8 bytes over `bytes_per_token`. `tokenizer`: exactly, by `inputs.tokenizer`."""
+    bytes_per_token: float = Field(default=4.0, gt=0)
+    """Bytes of text per token, for the estimate."""
+    on_shortfall: Literal["error", "redistribute"] = "error"
+    """When a source has less than its share: fail with the numbers, or give the rest to the others."""
+
+
+class CleanConfig(Section):
+    """What else is done to texts; off by default, because a mask is a lie about the text."""
+
+    urls: Literal["keep", "mask", "remove"] = "keep"
+    """Web addresses: kept, replaced by [URL], or removed."""
+    pii: Literal["keep", "mask", "drop_document"] = "keep"
+    """E-mail and global IP addresses, phone and card numbers: kept, or replaced by [EMAIL] and so on."""
+
+
+class LanguageConfig(Section):
+    """Which languages stay; identified offline on three windows of 1,000 characters."""
+
+    keep: list[str] = []
+    """ISO 639-1 codes, such as "en"; [] keeps all and identifies none."""
+    min_confidence: float = Field(default=0.65, ge=0, le=1)
+    """Least mean probability over the windows."""
+    on_unknown: Literal["keep", "remove"] = "keep"
+    """What happens to texts of fewer than 20 letters."""
+
+
+class EvaluationSet(Section):
+    """Texts that no training document may contain."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Name of the set in reasons, cards and the check of stage 100."""
+    paths: list[str] = Field(min_length=1)
+    """Globs relative to the repository root; the formats of local sources."""
+    fields: list[str] = ["text"]
+    """Fields whose texts count, for formats that have fields; dotted paths allowed."""
+
+
+class DecontaminateConfig(Section):
+    """Removal of documents that contain a passage of an evaluation set."""
+
+    ngram_words: int = Field(default=13, ge=5, le=50)
+    """Words of a passage that counts as contained."""
+    action: Literal["document", "passage"] = "document"
+    """Remove the whole document, or cut the paragraphs that are hit."""
+    against: list[EvaluationSet] = []
+    """The evaluation sets; [] looks for nothing."""
 
 
 class DeduplicateConfig(Section):
@@ -137,6 +225,8 @@ class ShardConfig(Section):
 
     target_mebibytes: int = Field(default=64, ge=1)
     """A shard closes at this much uncompressed data."""
+    compression: Literal["zstd", "gzip"] = "zstd"
+    """Both give the same bytes in every run."""
 
 
 class CorpusConfig(StageConfig):
@@ -156,6 +246,14 @@ class CorpusConfig(StageConfig):
     """Sources in order of trust: of two duplicates the one of the earlier source stays."""
     keep_removed: Literal["text", "ids"] = "text"
     """Whether `removed/` holds the texts that were removed, or only their ids and reasons."""
+    budget: BudgetConfig = BudgetConfig()
+    """How much text is taken."""
+    clean: CleanConfig = CleanConfig()
+    """Web addresses and personal data."""
+    language: LanguageConfig = LanguageConfig()
+    """Which languages stay."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """Evaluation sets that must not be trained on."""
     deduplicate: DeduplicateConfig = DeduplicateConfig()
     """Duplicate removal, across all sources."""
     split: SplitConfig = SplitConfig()
@@ -173,6 +271,12 @@ class CorpusConfig(StageConfig):
             raise ValueError(f'two sources are called "{doubled[0]}"')
         if any(source.kind == "generated" for source in self.sources) and not self.inputs.generated:
             raise ValueError('a source of kind "generated" needs "inputs.generated", the folder of stage 10')
+        if not self.budget.tokens and (
+            weighted := [source.name for source in self.sources if source.weight != 1]
+        ):
+            raise ValueError(f'source "{weighted[0]}": a weight other than 1 needs budget.tokens')
+        if (self.budget.count == "tokenizer") != bool(self.inputs.tokenizer):
+            raise ValueError('budget.count "tokenizer" and inputs.tokenizer need each other')
         return self
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:

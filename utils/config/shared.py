@@ -5,9 +5,9 @@ Parts that several stage configs share.
         executor: Runtime[ExecutorConfig] = ExecutorConfig()
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from utils.pipeline.config import Section
 
@@ -15,9 +15,18 @@ from utils.pipeline.config import Section
 class ExecutorConfig(Section):
     """Where tasks run. A runtime choice: it cannot change a byte of the result."""
 
-    kind: Literal["local", "inline"] = "local"
+    kind: Literal["local", "inline", "dask"] = "local"
     """
     `local`: processes of this machine. `inline`: inside the stage's own process, for tests and tiny data.
+    `dask`: the workers of a running Dask cluster that see the same folders.
     """
     workers: int = Field(default=0, ge=0)
-    """Number of worker processes; 0 means one per usable core."""
+    """Number of local worker processes; 0 means one per usable core."""
+    address: str = ""
+    """Address of the Dask scheduler, such as "tcp://10.0.0.1:8786"."""
+
+    @model_validator(mode="after")
+    def _address_fits_the_kind(self) -> Self:
+        if (self.kind == "dask") != bool(self.address):
+            raise ValueError('kind "dask" needs the address of its scheduler, and no other kind has one')
+        return self
