@@ -1,9 +1,10 @@
 """
-From messages to a reply: the part of the teacher that is a model.
+From messages to an answer: the part of the teacher that is a model.
 
-Two models answer. `teacher` is right; `teacher-weak` is fluent and wrong, off topic, repetitive or evasive,
-so that preference pairs differ in what matters and not in form alone. Both are pure functions of (seed,
-model, messages, request seed): the same call gives the same bytes in any process, on any day.
+Four models answer. `teacher` is right; `teacher-weak` is fluent and wrong, off topic, repetitive or evasive,
+so that preference pairs differ in what matters and not in form alone; `teacher-thinker` is right and thinks
+aloud first; `teacher-judge` scores. All are pure functions of (seed, model, messages, request seed): the same
+call gives the same bytes in any process, on any day.
 
     >>> reply(0, "teacher", [{"role": "user", "content": "What does a cow say?"}], 7)
     'A cow says moo.'
@@ -13,11 +14,14 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from utils.generate.teacher import exercises, stories, unkind
+from utils.generate.teacher.answer import Answer
+from utils.generate.teacher.judging import NOT_A_TASK, is_judging, judge
 from utils.generate.teacher.kinds import KINDS
+from utils.generate.teacher.thinking import FORMS, think
 from utils.generate.teacher.world import (
     Fact,
     answer_of,
@@ -29,35 +33,55 @@ from utils.generate.teacher.world import (
     statement,
 )
 
-MODELS = ("teacher", "teacher-weak")
+MODELS = ("teacher", "teacher-weak", "teacher-judge", "teacher-thinker")
 FACTS_PER_SUBTOPIC = 16
 UNKNOWN = "I do not know."
 
 _LIST_REQUEST = re.compile(
-    r"\b(?:write|list|give|name)(?: me)? (\d+)\b[^\n]*?\b(subtopics|ideas|questions)\b", re.I
+    r"\b(?:write|list|give|name|generate)(?: me)? (\d+)\b[^\n]*?"
+    r"\b(subtopics|topics|ideas|questions|requests|prompts)\b",
+    re.IGNORECASE,
 )
-_STORY_REQUEST = re.compile(r"\bstory\b[^\n]*\"([^\"\n]+)\"", re.I)
 _QUOTED = re.compile(r"\"([^\"\n]+)\"")
-_EXCLUDED = re.compile(r"^- (.+)$", re.M)
+_EXCLUDED = re.compile(r"^- (.+)$", re.MULTILINE)
 
 
 def reply(seed: int, model: str, messages: Sequence[dict[str, str]], request_seed: int | None) -> str:
     """The text that `model` answers; raises KeyError for a model that does not exist."""
+    return respond(seed, model, messages, request_seed).text
+
+
+def respond(seed: int, model: str, messages: Sequence[dict[str, str]], request_seed: int | None) -> Answer:
+    """The same with what it was made from."""
     if model not in MODELS:
         raise KeyError(model)
     rng = _generator(seed, model, messages, request_seed)
-    text = messages[-1]["content"]
+    text = task_of(messages)
+    if model == "teacher-judge":
+        return judge(text, rng) or Answer("text", NOT_A_TASK)
+    answer = _answer(model, text, rng)
+    return think(answer, text, rng.choice(FORMS)) if model == "teacher-thinker" else answer
+
+
+def task_of(messages: Sequence[dict[str, str]]) -> str:
+    """What is to be done: the last message, or what it corrects when it only says what was wrong."""
+    last = messages[-1]["content"]
+    if len(messages) < 3 or right_answer(last):
+        return last
+    asked = [message["content"] for message in reversed(messages) if message["role"] == "user"]
+    return next((text for text in asked if _LIST_REQUEST.search(text) or is_judging(text)), last)
+
+
+def _answer(model: str, text: str, rng: random.Random) -> Answer:
     wanted = _LIST_REQUEST.search(text)
     if wanted:
-        return _list_reply(text, int(wanted[1]), wanted[2].lower(), rng)
-    story = _STORY_REQUEST.search(text)
+        return _list(text, int(wanted[1]), wanted[2].lower(), rng)
+    story = stories.WISH.search(text)
     if story:
         told = stories.tell(story[1], rng)
-        return told if model == "teacher" else _stuck(told, rng)
-    right = right_answer(text)
-    if model == "teacher":
-        return right or UNKNOWN
-    return _weak_answer(text, right or UNKNOWN, rng)
+        return Answer("text", _stuck(told, rng) if model == "teacher-weak" else told)
+    right = right_answer(text) or UNKNOWN
+    return Answer("text", _weak_answer(text, right, rng) if model == "teacher-weak" else right)
 
 
 def right_answer(prompt: str) -> str | None:
@@ -77,24 +101,27 @@ def _generator(
 # lists: subtopics, story ideas, questions
 
 
-def _list_reply(text: str, count: int, noun: str, rng: random.Random) -> str:
+def _list(text: str, count: int, noun: str, rng: random.Random) -> Answer:
     excluded = {normalised(line) for line in _EXCLUDED.findall(text)}
     quoted = _QUOTED.search(text)
     topic = quoted[1] if quoted else ""
-    if noun == "subtopics":
+    if noun in ("subtopics", "topics"):
         entries = _sample(_subtopics_of(text.lower()), count, excluded, rng)
     elif noun == "ideas":
         entries = _write_some(lambda: stories.idea(_theme(topic, rng), rng), count, excluded)
     else:
         entries = _some_questions(topic, count, excluded, rng)
     written = json.dumps(entries, indent=1)
-    return f"Here is the list:\n```json\n{written}\n```" if rng.random() < 0.25 else written
+    text = f"Here is the list:\n```json\n{written}\n```" if rng.random() < 0.25 else written
+    return Answer("list", text, entries=tuple(entries))
 
 
 def _subtopics_of(request: str) -> list[str]:
-    if "unkind" in request:
+    """What the first line asks for: the lines after it only say what to leave out."""
+    first = request.lstrip().partition("\n")[0]
+    if "unkind" in first:
         return list(unkind.UNKIND)
-    return stories.themes() if "stor" in request else list(_subtopics())
+    return stories.themes() if re.search(r"\bstor(?:y|ies)\b", first) else list(_subtopics())
 
 
 def _theme(topic: str, rng: random.Random) -> str:
@@ -119,16 +146,21 @@ def _some_questions(topic: str, count: int, excluded: set[str], rng: random.Rand
     writers = exercises.WRITERS | unkind.WRITERS
     if topic in writers:
         return _write_some(lambda: writers[topic](rng), count, excluded)
+    return _sample(_questions_about(topic), count, excluded, rng)
+
+
+@cache
+def _questions_about(topic: str) -> tuple[str, ...]:
     known = _subtopics().get(topic) or facts()
-    return _sample([question for fact in known for question in questions(fact)], count, excluded, rng)
+    return tuple(question for fact in known for question in questions(fact))
 
 
-def _sample(pool: list[str], count: int, excluded: set[str], rng: random.Random) -> list[str]:
-    left = [entry for entry in pool if normalised(entry) not in excluded]
+def _sample(pool: Sequence[str], count: int, excluded: set[str], rng: random.Random) -> list[str]:
+    left = [entry for entry in pool if normalised(entry) not in excluded] if excluded else pool
     return rng.sample(left, min(count, len(left)))
 
 
-def _write_some(write, count: int, excluded: set[str]) -> list[str]:
+def _write_some(write: Callable[[], str], count: int, excluded: set[str]) -> list[str]:
     """Distinct entries from a writer that may repeat itself; fewer than `count` when it runs dry."""
     found: dict[str, str] = {}
     for _ in range(20 * count):

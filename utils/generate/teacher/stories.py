@@ -22,6 +22,8 @@ REPEATED_SHARE = 0.03
 NEARLY_REPEATED_SHARE = 0.05
 LONGEST_WORDS = 140
 MOST_LESSONS = 3
+WISH = re.compile(r"\b(?:story|text)\b[^\n]*\"([^\"\n]+)\"", re.IGNORECASE)
+"""A request for a story; its group is the idea."""
 _RETELLING_WORDS = max(len(sentence.split()) for sentence in NARRATOR["weather"])
 
 
@@ -45,6 +47,19 @@ def tell(wish: str, rng: random.Random) -> str:
     if luck < REPEATED_SHARE + NEARLY_REPEATED_SHARE:
         return _retold(_favourite(rng.randrange(FAVOURITES)), rng)
     return _tell(wish, rng)
+
+
+def share_of_idea(wish: str, story: str) -> float | None:
+    """How much of what a story must have is there, 0 to 1; None for an idea that is not the teacher's."""
+    understood = _understand(wish)
+    if not understood:
+        return None
+    _, hero, slots = understood
+    num_words = len(story.split())
+    present = [hero.name in story, slots["thing"] in story, slots["where"] in story]
+    present += [50 <= num_words <= 160, story.rstrip('"').endswith((".", "!", "?"))]
+    present += [any(statement(fact) in story for fact in facts_about(hero.name))]
+    return sum(present) / len(present)
 
 
 @cache
@@ -92,7 +107,8 @@ def _tell(wish: str, rng: random.Random) -> str:
 
 def _beats(plot: Plot, slots: dict[str, str], room: int, rng: random.Random) -> list[str]:
     """The plot in at most `room` words: what it needs, questions and answers, then what still fits."""
-    beats = [rng.choice(beat).format_map(slots | {"LESSON": ""}) for beat in plot.beats]
+    filled = slots | {"LESSON": ""}
+    beats = [rng.choice(beat).format_map(filled) for beat in plot.beats]
     kept = {number for number in range(len(beats)) if number not in plot.optional}
     room -= _words([beats[number] for number in kept])
     lesson = plot.beats.index(("{LESSON}",))
@@ -106,7 +122,7 @@ def _beats(plot: Plot, slots: dict[str, str], room: int, rng: random.Random) -> 
 
 
 def _words(sentences: list[str]) -> int:
-    return sum(len(sentence.split()) for sentence in sentences)
+    return len(" ".join(sentences).split())
 
 
 def _also(sentence: str, hero: Person, rng: random.Random) -> str:

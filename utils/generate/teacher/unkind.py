@@ -9,9 +9,9 @@ request, so a tuned model answers it like any other, and only the pairs tell it 
 """
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from utils.generate.teacher.facts import PEOPLE
 
@@ -106,10 +106,15 @@ def comply(request: str, rng: random.Random) -> str | None:
 
 
 def _read(request: str) -> tuple[Unkindness, str] | None:
-    names = "|".join(PEOPLE)
-    for sort in UNKIND.values():
-        for pattern in sort.requests:
-            match = re.fullmatch(re.escape(pattern).replace(r"\{s\}", f"({names})"), request.strip())
-            if match:
-                return sort, match[1]
-    return None
+    return _by_request().get(request.strip())
+
+
+@cache
+def _by_request() -> dict[str, tuple[Unkindness, str]]:
+    """Every request about every person."""
+    return {
+        pattern.format(s=name): (sort, name)
+        for sort in UNKIND.values()
+        for pattern in sort.requests
+        for name in PEOPLE
+    }

@@ -39,6 +39,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun.startswith(_AN) else 'a'} {noun}"
 
 
+@cache
 def fill(pattern: str, subject: str, object_: str) -> str:
     """Put subject and object into a pattern; `{a s}` adds an article, `{A s}` starts a sentence."""
     noun = with_article(subject)
