@@ -39,7 +39,7 @@ class ValidationSpec(Section):
     accept_truncated: bool = False
     """Keep answers that ended at max_output_tokens."""
     refusals: bool = True
-    """Reject answers that begin by declining ("I'm sorry, but I cannot"); not asked of rejected answers."""
+    """Reject answers that decline in English ("I'm sorry, but I cannot"); not asked of rejected answers."""
     refusal_patterns: list[str] = []
     """More beginnings that count as declining: regular expressions, matched at the start, case ignored."""
     min_characters: int = Field(default=1, ge=1)
@@ -60,6 +60,18 @@ class ValidationSpec(Section):
     """Regular expressions that must not occur in an answer."""
     must_match: str = ""
     """A regular expression that must occur in an answer; "" = none. Not asked of rejected answers."""
+
+    @field_validator("languages")
+    @classmethod
+    def _can_be_found(cls, value: list[str]) -> list[str]:
+        """py3langid, whose model takes most of a second to load, is loaded only by configs that use it."""
+        if value:
+            import py3langid
+
+            known = sorted(name for name, _ in py3langid.rank(""))
+            if unknown := [name for name in value if name not in known]:
+                raise ValueError(f'"{unknown[0]}" is no language that can be told ({", ".join(known)})')
+        return value
 
     @field_validator("refusal_patterns", "forbidden_patterns", "must_match")
     @classmethod
@@ -121,8 +133,6 @@ class JudgeSpec(Section):
     """Ask for a sentence of reasons before the scores; costs tokens, often scores better."""
     num_judges: int = Field(default=1, ge=1, le=15)
     """Scoring calls for each answer; the median of each criterion counts."""
-    pairwise: bool = False
-    """Also ask twice, with the order swapped, which answer is better; keep a pair if both name chosen."""
     on_judge_error: Literal["retry_then_drop", "keep_unscored", "fail"] = "retry_then_drop"
     """What becomes of a row whose scores cannot be had; mo_dpo rows are never kept unscored."""
 
@@ -155,14 +165,19 @@ class FilterSpec(Section):
     """Highest total of the rejected answer."""
     min_margin: Threshold = "off"
     """Lowest margin."""
+    pairwise: bool = False
+    """Also ask twice, with the order swapped, which answer is better; keep a pair if both name chosen."""
 
     @property
     def active(self) -> bool:
-        return any(value != "off" for value in (self.min_chosen, self.max_rejected, self.min_margin))
+        thresholds = (self.min_chosen, self.max_rejected, self.min_margin)
+        return self.pairwise or any(value != "off" for value in thresholds)
 
 
 def check_filter(where: str, filter: FilterSpec, judge: JudgeSpec, has_rejected: bool) -> None:
     """ValueError for a threshold that no total can meet or miss, or that has no answer to look at."""
+    if filter.pairwise and not has_rejected:
+        raise ValueError(f"{where}.pairwise: this mode has no rejected answer")
     low, high = judge.lowest_total, judge.highest_total
     ranges = {"min_chosen": (low, high), "max_rejected": (low, high), "min_margin": (low - high, high - low)}
     for name, (least, most) in ranges.items():

@@ -72,10 +72,10 @@ def local_sources(sources: list[ChatSource], workspace: Workspace) -> list[Exter
     return [ExternalSource.local(s.name, s.paths, workspace) for s in sources if s.kind == "local"]
 
 
-def check_sources(sources: list[ChatSource], inputs: ChatInputs) -> None:
-    """ValueError unless names differ and generated sources have an artifact to read."""
+def check_sources(sources: list[ChatSource], generated: str) -> None:
+    """ValueError unless names differ and generated sources have an artifact (`generated`) to read."""
     names = [source.name for source in sources]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'two sources are called "{doubled[0]}"')
-    if not inputs.generated and (missing := [s.name for s in sources if s.kind == "generated"]):
+    if not generated and (missing := [s.name for s in sources if s.kind == "generated"]):
         raise ValueError(f'source "{missing[0]}" is generated, but inputs.generated names no artifact')

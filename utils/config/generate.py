@@ -8,6 +8,7 @@ Config of stage 10: synthetic rows from any OpenAI-compatible API.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,7 @@ from utils.config.answers import (
     check_filter,
     check_template,
 )
+from utils.config.generate_growth import adds_only
 from utils.config.generate_templates import BUILT_IN, built_in_name
 from utils.config.providers import (
     BudgetSpec,
@@ -151,6 +153,7 @@ class GenerateConfig(StageConfig):
     stage_version: ClassVar[int] = 2
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "stochastic"
     keeps_partial: ClassVar[bool] = True
+    carried: ClassVar[str] = "log/journal.jsonl"
 
     seed: int = Field(default=0, ge=0)
     """Seed of requests and of the offline teacher."""
@@ -195,9 +198,19 @@ class GenerateConfig(StageConfig):
         lists = [] if self.prompts_file else ["prompts"] if self.topics_file else ["subtopics", "prompts"]
         return [*lists, "chosen", *(["rejected"] if spec.has_rejected else [])]
 
+    @classmethod
+    def only_adds(cls, before: Mapping, after: Mapping) -> bool:
+        """More rows, datasets, models or templates, more patience, or another way to write the same rows."""
+        return adds_only(before, after)
+
     @property
     def judged(self) -> bool:
         return any(spec.judged for spec in self.datasets.values())
+
+    @property
+    def compares(self) -> bool:
+        """Whether the judge is asked which of two answers is better."""
+        return any(spec.judge.pairwise for spec in self.datasets.values())
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
         """The files of topics, of prompts and of texts to leave out."""
@@ -259,7 +272,7 @@ class GenerateConfig(StageConfig):
         used = {
             self._template_name(spec, step) for spec in self.datasets.values() for step in self._steps(spec)
         }
-        judging = {self.judge.template, *([self.judge.pair_template] if self.judge.pairwise else [])}
+        judging = {self.judge.template, *([self.judge.pair_template] if self.compares else [])}
         for name in sorted(used | (judging if self.judged else set())):
             self.templates.setdefault(name, BUILT_IN.get(name))
         for name, template in self.templates.items():

@@ -49,7 +49,7 @@ class SFTDataConfig(StageConfig):
 
     @model_validator(mode="after")
     def _sources_are_usable(self) -> Self:
-        check_sources(self.sources, self.inputs)
+        check_sources(self.sources, self.inputs.generated)
         return self
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:

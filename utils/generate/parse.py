@@ -1,70 +1,51 @@
 r"""
-Lists out of what models write: JSON in any state of repair, fenced or bare, or plain lines.
+Lists and objects out of what models write: JSON in any state of repair, fenced or bare, or plain lines.
 
     >>> parse_list('Sure! ["a", "b",]')
     ['a', 'b']
     >>> parse_list("1. cats\n2. dogs")
     ['cats', 'dogs']
+    >>> parse_object("Well: {'better': 'A'}")
+    {'better': 'A'}
 """
 
-import json
 import re
 
-import json_repair
+from utils.generate.loose_json import json_values
+from utils.generate.reply import split_thinking
 
-_THINK = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL)
-_UNOPENED_THINK = re.compile(r"^.*?</(?:think|thinking)>", re.DOTALL)
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)(?:```|\Z)", re.DOTALL)
-_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*+])\s+(.+?)\s*$", re.MULTILINE)
-_SMART_QUOTES = str.maketrans({"\u201c": '"', "\u201d": '"'})
-_MOST_STARTS = 20
-
-
-def strip_reasoning(text: str) -> str:
-    """The answer without think blocks, also when the opening tag is missing."""
-    return _UNOPENED_THINK.sub("", _THINK.sub("", text)).strip()
+_NUMBERED = re.compile(r"^([ \t]*+)\(?\d{1,4}[.):][ \t]++(\S.*)$", re.MULTILINE)
+_BULLETED = re.compile(r"^([ \t]*+)[-*+\u2022\u2013][ \t]++(\S.*)$", re.MULTILINE)
+_WRAPPED = re.compile("""(\\*\\*|["'`]|\u201c)(.+)(?:\\1|\u201d)""")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_list(text: str) -> list[str]:
-    """The entries of the first list in a reply, `[]` when there is none. Never raises."""
-    text = strip_reasoning(text)
-    for candidate in [*_FENCE.findall(text), text]:
-        if entries := _first_json_list(candidate):
+def parse_list(text: str, is_cut: bool = False) -> list[str]:
+    """
+    The entries of the first list in a reply, `[]` when there is none. Never raises.
+
+    `is_cut`: the reply ended at its limit, so the last of several plain lines may be half an entry and is
+    left out; for JSON that shows by itself.
+    """
+    text = split_thinking(text)[0]
+    for value in json_values(text):
+        if entries := _cleaned(_entries(value)):
             return entries
-    return _clean(_ITEM.findall(text))
+    lines = _lines(text)
+    return _cleaned(lines[:-1] if is_cut else lines)
 
 
-def _first_json_list(text: str) -> list[str]:
-    """Try every `[` or `{` as a start, so `[sic]` does no harm; strict JSON wins over repair."""
-    starts = [found.start() for found in re.finditer(r"[\[{]", text)][:_MOST_STARTS]
-    for start in starts:
-        try:
-            entries = _entries(json.JSONDecoder().raw_decode(text, start)[0])
-        except (ValueError, RecursionError):
-            continue
-        if entries:
-            return entries
-    for start in starts:
-        tail = text[start:]
-        if re.match(r"\[\s*[\"'\u201c{\n]|\{", tail):
-            entries = _entries(_repaired(tail))
-            if entries:
-                return entries
-    return []
-
-
-def _repaired(text: str) -> object:
-    try:
-        return json_repair.loads(text.translate(_SMART_QUOTES))
-    except (ValueError, RecursionError):
-        return None
+def parse_object(text: str) -> dict | None:
+    """The first JSON object in a reply that is not empty, None when there is none. Never raises."""
+    objects = (value for value in json_values(split_thinking(text)[0]) if isinstance(value, dict))
+    return next(objects, None)
 
 
 def _entries(value: object) -> list[str]:
-    """Strings from a list of strings, objects with one text or lists, or from an object around it."""
+    """Strings of a list of strings, of lists, or of objects with one string; or of the list in an object."""
     if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
-        return _entries(lists[0]) if lists else []
+        inner = (_entries(part) for part in value.values() if isinstance(part, (list, dict)))
+        return next((entries for entries in inner if entries), [])
     if not isinstance(value, list):
         return []
     found: list[str] = []
@@ -74,11 +55,24 @@ def _entries(value: object) -> list[str]:
         elif isinstance(item, list):
             found += _entries(item)
         elif isinstance(item, dict):
-            texts = [inner for inner in item.values() if isinstance(inner, str)]
+            texts = [part for part in item.values() if isinstance(part, str)]
             found += texts if len(texts) == 1 else []
-    return _clean(found)
+    return found
 
 
-def _clean(entries: list[str]) -> list[str]:
-    stripped = (" ".join(entry.split()) for entry in entries)
+def _lines(text: str) -> list[str]:
+    """Items of a numbered list, else of a bulleted one; of nested lists only the outermost."""
+    items = _NUMBERED.findall(text) or _BULLETED.findall(text)
+    outermost = min((len(indent) for indent, _ in items), default=0)
+    return [_unwrapped(item.strip()) for indent, item in items if len(indent) == outermost]
+
+
+def _unwrapped(item: str) -> str:
+    """An item that is bold or in quotation marks as a whole, without them."""
+    whole = _WRAPPED.fullmatch(item.rstrip(","))
+    return whole[2] if whole and whole[1] not in whole[2] else item
+
+
+def _cleaned(entries: list[str]) -> list[str]:
+    stripped = (" ".join(_SURROGATE.sub("\ufffd", entry).split()) for entry in entries)
     return [entry for entry in stripped if entry]

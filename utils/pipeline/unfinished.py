@@ -21,6 +21,7 @@ from utils.pipeline.guards import GUARDS
 from utils.pipeline.log import Log, utc_now
 from utils.pipeline.proof import Proof
 from utils.pipeline.refusal import build_command
+from utils.pipeline.revisions import revision_of
 from utils.pipeline.seal import STATE, partial_of, read_state, write_state
 from utils.pipeline.verdict import Verdict, shown
 from utils.pipeline.verify import Currency, changes_since
@@ -113,7 +114,10 @@ class BuildFolder:
         """What the build folder is of."""
         now = self.proof.currency
         facts = {"semantic": now.semantic, "inputs": now.inputs, "sources": now.sources}
-        return {"key": self.proof.key, "stage": self.stage, "stage_version": now.stage_version} | facts
+        records = [source.record for source in self.proof.sources.values()]
+        facts["revisions"] = [revision_of(record) for record in records if record["resolved_revision"]]
+        named = {"key": self.proof.key, "stage": self.stage, "config": self.loaded.path}
+        return named | {"stage_version": now.stage_version} | facts
 
     def _refusal(self, state: Mapping, problem: Verdict) -> UpstreamError:
         command = build_command(self.stage, self.loaded.path)

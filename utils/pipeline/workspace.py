@@ -17,6 +17,8 @@ from utils.pipeline.hashing import REPOSITORY_ROOT, DigestCache
 
 STAGES: Mapping[str, str] = {
     "10_generate": "utils.config.generate:GenerateConfig",
+    "15_sft_to_dpo": "utils.config.transform:SFTToDPOConfig",
+    "15_regen_rejected": "utils.config.transform:RegenRejectedConfig",
     "20_prepare_corpus": "utils.config.corpus:CorpusConfig",
     "30_train_tokenizer": "utils.config.tokenizer:TokenizerConfig",
     "40_pack_dataset": "utils.config.pack:PackConfig",
@@ -29,6 +31,17 @@ STAGES: Mapping[str, str] = {
     "110_merge_lora": "utils.config.merge:MergeConfig",
     "120_convert_gguf": "utils.config.gguf:GGUFConfig",
 }
+
+TOOLS: Mapping[str, tuple[str, ...]] = {
+    "15_sft_to_dpo": ("tools/transform.py", "sft-to-dpo"),
+    "15_regen_rejected": ("tools/transform.py", "regen-rejected"),
+}
+"""Links of the chain that are not among the twelve stages: the program and its command."""
+
+
+def program_of(stage: str) -> tuple[str, ...]:
+    """What is typed after `python` to run a stage, up to its options."""
+    return TOOLS.get(stage, (f"scripts/{stage}.py",))
 
 
 @dataclass(frozen=True)
