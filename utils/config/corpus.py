@@ -265,10 +265,10 @@ class CorpusConfig(StageConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CorpusConfig":
-        names = [source.name for source in self.sources]
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise ValueError(f'two sources are called "{doubled[0]}"')
+        sets = [one.name for one in self.decontaminate.against]
+        for what, names in (("sources", [source.name for source in self.sources]), ("evaluation sets", sets)):
+            if doubled := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f'two {what} are called "{doubled[0]}"')
         if any(source.kind == "generated" for source in self.sources) and not self.inputs.generated:
             raise ValueError('a source of kind "generated" needs "inputs.generated", the folder of stage 10')
         if not self.budget.tokens and (
@@ -280,15 +280,20 @@ class CorpusConfig(StageConfig):
         return self
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
-        """External data: local files, and the identity of installed code."""
+        """External data: local files, datasets of the Hub, the identity of installed code, evaluation sets."""
         external = []
         for source in self.sources:
             if source.kind == "local":
                 external.append(ExternalSource.local(source.name, source.paths, workspace))
+            if source.kind == "hub":
+                request = (source.id, source.subset, source.split, source.revision)
+                external.append(ExternalSource.of_dataset(source.name, *request))
             if source.kind == "docstrings":
                 parts = installed_code(source.packages)
                 label = ", ".join(source.packages) or "all"
                 external.append(ExternalSource.of_parts(source.name, "docstrings", label, parts))
+        for one in self.decontaminate.against:
+            external.append(ExternalSource.evaluation_set(one.name, one.paths, workspace))
         return external
 
 

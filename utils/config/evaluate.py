@@ -41,7 +41,10 @@ class PerplexityConfig(Section):
     limit_tokens: int = Field(default=65_536, ge=0)
     """Tokens of each set, from its first documents on, whole documents; 0 scores all."""
     texts: list[str] = []
-    """Glob patterns of further local .txt files, scored as a set of their own called "texts"."""
+    """
+    Glob patterns of further local .txt files, scored as a set of their own called "texts". The corpus must name
+    the same files in `decontaminate.against`.
+    """
 
 
 class GenerationConfig(Section):
@@ -69,6 +72,7 @@ class EvaluateConfig(StageConfig):
 
     stage: ClassVar[str] = "100_evaluate"
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
+    held_out_sources: ClassVar[tuple[str, ...]] = ("texts",)
 
     inputs: EvaluateInputs
     """The models, and what they are measured on."""

@@ -208,6 +208,14 @@ class GenerateConfig(StageConfig):
         return any(spec.judged for spec in self.datasets.values())
 
     @property
+    def used_models(self) -> dict[str, ModelSpec]:
+        """The models that some dataset calls."""
+        names = {spec.main_model for spec in self.datasets.values()}
+        names |= {spec.rejected_model for spec in self.datasets.values() if spec.has_rejected}
+        names |= {self.judge.model} if self.judged else set()
+        return {name: model for name, model in self.models.items() if name in names}
+
+    @property
     def compares(self) -> bool:
         """Whether the judge is asked which of two answers is better."""
         return any(spec.judge.pairwise for spec in self.datasets.values())

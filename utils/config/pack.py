@@ -27,7 +27,7 @@ class PackConfig(StageConfig):
     """Stage 40."""
 
     stage: ClassVar[str] = "40_pack_dataset"
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
     determinism: ClassVar[str] = "bitwise"
 
     output: OutputFolder

@@ -6,12 +6,12 @@ Config of stage 50: which model, which packed data, how many tokens.
      "budget": {"unit": "tokens", "value": 1600000}}
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from utils.config.training import TrainingConfig
-from utils.pipeline.config import InputFolder, Section, source_file
+from utils.pipeline.config import InputFolder, Neutral, Section, source_file
 
 
 class PackedInput(Section):
@@ -52,9 +52,17 @@ class PretrainConfig(TrainingConfig):
     """Tokenizer and packed data."""
     budget: BudgetConfig = BudgetConfig()
     """Length of the run."""
+    parameter_dtype: Annotated[Literal["fp32", "bf16"], Neutral("fp32")] = "fp32"
+    """Dtype of the stored weights; "bf16" has fp32 masters in the optimizer, which must be velvet."""
     eval_max_tokens: int = Field(65_536, ge=1)
     """Validation tokens per dataset and evaluation, spread evenly over the validation split."""
     prompts: list[str] = ["Once upon a time"]
     """Texts continued after each evaluation, greedily, into samples.jsonl."""
     sample_tokens: int = Field(48, ge=1)
     """Tokens per sample."""
+
+    @model_validator(mode="after")
+    def _masters_have_an_owner(self) -> Self:
+        if self.parameter_dtype == "bf16" and (self.optimizer.kind != "velvet" or self.precision == "fp32"):
+            raise ValueError('parameter_dtype "bf16" needs optimizer.kind "velvet" and a precision of bf16')
+        return self

@@ -9,17 +9,57 @@ Semantic fields decide the weights and enter the key; runtime fields decide how 
 they are saved.
 """
 
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from utils.pipeline.config import Runtime, Section, StageConfig
+from utils.pipeline.config import Neutral, Runtime, Section, StageConfig
+
+SLOWEST_BETA1 = 0.5
+FASTEST_BETA1 = 0.98
+
+
+class EntropyConfig(Section):
+    """Velvet: the learning rate follows the entropy of the predictions, h = entropy / ln V in [0, 1]."""
+
+    enabled: bool = True
+    """Off: the schedule alone decides the learning rate."""
+    source: Literal["entropy", "loss"] = "entropy"
+    """What h is: the entropy of the predictions, or the loss over ln V, which costs nothing to compute."""
+    target_fraction: float = Field(0.5, gt=0, le=1)
+    """The h at which the learning rate is the schedule's; the factor is h over this."""
+    bounds: tuple[float, float] = (0.7, 1.3)
+    """Least and greatest factor on the learning rate."""
+
+    @field_validator("bounds")
+    @classmethod
+    def _around_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= 1 <= value[1]:
+            raise ValueError(f"bounds {value} must hold 0 < low <= 1 <= high")
+        return value
+
+
+class PerplexityConfig(Section):
+    """
+    Velvet: beta1 follows the perplexity, 1 - (1 - beta1) clamp((perplexity / baseline)^exponent, 1/2, 2).
+    """
+
+    enabled: bool = True
+    """Off: beta1 is constant."""
+    baseline: float = Field(40.0, gt=0)
+    """The perplexity at which beta1 is the one of `betas`; above it the momentum forgets faster."""
+    exponent: float = 0.5
+    """How strongly; negative turns the direction round."""
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov 2019) with decoupled decay on matrices only."""
+    """
+    AdamW (Loshchilov 2019), or Velvet, which is AdamW with a learning rate and a beta1 that follow the run;
+    decoupled decay on matrices only.
+    """
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "velvet"] = "adamw"
     """The update rule."""
     learning_rate: float | Literal["auto"] = "auto"
     """Peak learning rate; "auto" follows the number of non-embedding parameters."""
@@ -33,6 +73,34 @@ class OptimizerConfig(Section):
     """Whether embeddings (and a tied head) decay as well."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Global norm above which the gradient is scaled down."""
+    smoothing: Annotated[float, Neutral(0.98)] = Field(0.98, ge=0, lt=1)
+    """Velvet: weight of the past in the averages of loss and entropy."""
+    entropy: Annotated[EntropyConfig, Neutral(EntropyConfig())] = EntropyConfig()
+    """Velvet: what the learning rate follows."""
+    perplexity: Annotated[PerplexityConfig, Neutral(PerplexityConfig())] = PerplexityConfig()
+    """Velvet: what beta1 follows."""
+
+    @property
+    def follows_entropy(self) -> bool:
+        """Whether the head has to compute the entropy of its predictions."""
+        return self.kind == "velvet" and self.entropy.enabled and self.entropy.source == "entropy"
+
+    @property
+    def largest_beta1(self) -> float:
+        """The longest momentum that Velvet's perplexity control may reach: min(0.98, sqrt(beta2) - 0.005)."""
+        return min(FASTEST_BETA1, math.sqrt(self.betas[1]) - 0.005)
+
+    @model_validator(mode="after")
+    def _momentum_fits(self) -> Self:
+        beta1 = self.betas[0]
+        if self.kind != "velvet" or not self.perplexity.enabled:
+            return self
+        if not SLOWEST_BETA1 <= beta1 <= self.largest_beta1:
+            raise ValueError(
+                f"betas {self.betas}: with the perplexity control beta1 must lie in [{SLOWEST_BETA1}, "
+                f"min({FASTEST_BETA1}, sqrt(beta2) - 0.005) = {self.largest_beta1:.4f}]"
+            )
+        return self
 
     @field_validator("learning_rate")
     @classmethod
@@ -87,6 +155,11 @@ class TrainingConfig(StageConfig):
     """Rows per forward pass and process; must divide the rows of a process."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; parameters, gradients and moments are fp32."""
+    kernels: Runtime[Literal["auto", "torch", "triton"]] = "auto"
+    """
+    Form of the head loss and of Velvet's update: "auto" is Triton on CUDA where it agrees with torch, else
+    torch.
+    """
     cpu_threads: Runtime[int | Literal["auto"]] = "auto"
     """Threads per process; "auto" shares the usable cores among the processes of this machine."""
     eval_every_steps: int | Literal["auto"] = "auto"

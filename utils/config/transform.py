@@ -103,6 +103,11 @@ class TransformConfig(StageConfig):
         )
         return asked_before == asked_now
 
+    @property
+    def used_models(self) -> dict[str, ModelSpec]:
+        """The one model that is called."""
+        return {self.rejected_model: self.models[self.rejected_model]}
+
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
         check_sources(self.sources, self.inputs.generated)

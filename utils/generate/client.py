@@ -1,56 +1,54 @@
 """
-One provider's chat completions over one aiohttp session: limited in flight, retried, never leaking the key.
+One provider's chat completions: limited, retried, streamed or not, never telling the key.
 
-    async with open_session(provider.max_in_flight) as session:
-        client = ChatClient("teacher", base_url, key="", provider=spec, session=session)
-        reply = await client.complete(body, model)
+    async with open_clients(config, keys, addresses, closing, log) as clients:
+        reply = await clients["lab"].complete(body, model, estimate_tokens=1200)
 
-Retried: transport errors, timeouts, 408, 409, 425, 429, 5xx, broken JSON in a 200, empty choices. The first
-401 or 403 stops the run. The deadline starts when an attempt is sent, and every retry waits for a free place
-like any call.
+Retried: transport errors, timeouts, 408, 409, 425, 429, 500, 502-504, 520-524, 529, broken JSON in a 200,
+empty choices, streams that break off or tell of an error. The first 401 or 403 stops the run. The deadline
+starts when an attempt is sent, and every retry goes through the limits again.
 """
 
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
+from yarl import URL
 
-from utils.config.generate import ModelSpec, ProviderSpec
-from utils.generate.errors import CallFailed, Draining
-from utils.generate.retry import asked_pause_seconds, pause_seconds, verdict_on
+from utils.config.providers import LimitsSpec, ModelSpec, ProviderSpec
+from utils.generate.errors import BrokenReply, CallFailed, Draining
+from utils.generate.keys import Key
+from utils.generate.limits import Gate, Ticket
+from utils.generate.reply import Reply, with_guessed_counts
+from utils.generate.retry import Failure, asked_pause_seconds, pause_seconds, verdict_on
+from utils.generate.transport import allow_open_files, beginning, open_session, rare_collections, receive
 from utils.pipeline.errors import StageError
 
 EXCERPT_CHARACTERS = 300
-MAX_REPLY_BYTES = 4 * 1024 * 1024
+CONNECT_SECONDS = 30.0
+SAME_MOMENT_SECONDS = 10.0
 MOST_FAILED_CALLS_IN_A_ROW = 20
-"""Calls given up one after another before a provider counts as gone and the run stops."""
+"""Calls given up one after another, without a reply between them, before the run stops."""
+
+Log = Callable[..., None]
+"""`log(event, text, **fields)`: what a person should know."""
+OnAttempt = Callable[[str, str, float, int], None]
+"""Hears of each attempt: model, "200" or what went wrong, seconds, tokens. No texts, no keys."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model said; `finish_reason` and token counts as the provider reports them."""
+class Endpoints(Protocol):
+    """The part of a config that clients are opened from."""
 
-    content: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
+    @property
+    def providers(self) -> Mapping[str, ProviderSpec]: ...
 
-
-@dataclass(frozen=True)
-class _Failure:
-    """One failed attempt."""
-
-    reason: str
-    excerpt: str
-    retry: bool
-    asked_seconds: float | None = None
-
-
-def open_session(in_flight: int) -> aiohttp.ClientSession:
-    """A session with keep-alive and as many connections as calls may be in flight."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight), auto_decompress=True)
+    @property
+    def limits(self) -> LimitsSpec: ...
 
 
 @dataclass
@@ -59,83 +57,144 @@ class ChatClient:
 
     name: str
     base_url: str
-    key: str = field(repr=False)
+    key: Key
     provider: ProviderSpec
-    session: aiohttp.ClientSession
-    closing: asyncio.Event
-    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    limits: LimitsSpec
+    session: aiohttp.ClientSession = field(repr=False)
+    gate: Gate = field(repr=False)
+    closing: asyncio.Event = field(repr=False)
+    log: Log = field(repr=False)
+    on_attempt: OnAttempt | None = field(default=None, repr=False)
     last_failure: str = ""  # what the latest failed attempt met; "" again after a reply
-    _failed_in_a_row: int = 0
+    uncounted: set[str] = field(default_factory=set)  # models that report no token counts: theirs are guessed
 
     def __post_init__(self) -> None:
-        self._places = asyncio.Semaphore(self.provider.max_in_flight)
-        self._url = self.base_url.rstrip("/") + "/chat/completions"
-        self._headers = {"Content-Type": "application/json"}
-        if self.key:
-            self._headers["Authorization"] = f"Bearer {self.key}"
+        self._url = URL(self.base_url.rstrip("/") + "/chat/completions")
+        self._headers = {**self.provider.headers, "Content-Type": "application/json"}
+        self._headers |= self.key.headers(self.provider.api_key_header)
+        self._rng = random.Random(self.name)
+        self._failed_in_a_row = 0
+        self._told_until = 0.0  # event loop time up to which a person knows of a long pause
 
-    async def complete(self, body: bytes, model: ModelSpec) -> Reply:
-        """The reply to one body. CallFailed: the call is given up. StageError: the run must stop."""
-        for attempt in range(model.max_retries + 1):
-            async with self._places:
-                if self.closing.is_set():
-                    raise Draining
-                outcome = await self._attempt(body, model.timeout_seconds)
+    async def complete(self, body: Mapping[str, object], model: ModelSpec, *, estimate_tokens: int) -> Reply:
+        """
+        The reply to a request body, which goes out with the fields of streaming added.
+
+        CallFailed: the call is given up. Draining: the run ends. StageError: the run must end.
+        """
+        data = encode(body, model)
+        attempts = retries = 0
+        while True:
+            outcome, was_probe = await self._attempt(data, model, estimate_tokens, again=attempts > 0)
             if isinstance(outcome, Reply):
-                self._failed_in_a_row, self.last_failure = 0, ""
                 return outcome
-            self.last_failure = f"{outcome.reason}: {outcome.excerpt}"
-            if not outcome.retry or attempt == model.max_retries:
-                break
-            await self._pause(
-                pause_seconds(attempt, outcome.asked_seconds, model.max_backoff_seconds, self.rng)
-            )
-        self._count_failed_call(outcome)
-        raise CallFailed(outcome.reason, outcome.excerpt, attempt + 1)
+            attempts += 1
+            if not outcome.retry or (retries >= model.max_retries and not was_probe):
+                self._give_up(outcome, attempts)
+            pause = pause_seconds(retries, outcome.asked_seconds, model.max_backoff_seconds, self._rng)
+            retries += not was_probe  # finding out whether the provider is back is not at the call's cost
+            if pause > model.max_backoff_seconds:
+                self._tell_of_a_long_pause(pause, outcome.reason)
+            await self._pause(pause)
 
-    async def _attempt(self, body: bytes, timeout_seconds: float) -> Reply | _Failure:
-        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+    async def _attempt(
+        self, data: bytes, model: ModelSpec, estimate_tokens: int, again: bool
+    ) -> tuple[Reply | Failure, bool]:
+        ticket = await self.gate.enter(model, estimate_tokens, again)
+        clock = asyncio.get_running_loop().time
+        try:
+            if self.closing.is_set():
+                raise Draining
+            started = clock()
+            outcome = await self._send(data, model)
+        finally:
+            self.gate.leave(ticket)
+        if self.on_attempt:
+            said = isinstance(outcome, Reply)
+            status = "200" if said else outcome.reason
+            self.on_attempt(model.model, status, clock() - started, outcome.tokens if said else 0)
+        self._learn(ticket, outcome)
+        return outcome, ticket.probe
+
+    async def _send(self, data: bytes, model: ModelSpec) -> Reply | Failure:
+        """One request, by its outcome; the deadline runs from here."""
+        seconds = model.timeout_seconds
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_SECONDS))
         try:
             async with self.session.post(
-                self._url, data=body, headers=self._headers, timeout=timeout
+                self._url, data=data, headers=self._headers, timeout=timeout, allow_redirects=False
             ) as response:
-                data = await response.content.read(MAX_REPLY_BYTES + 1)
-                while len(data) <= MAX_REPLY_BYTES and not response.content.at_eof():
-                    data += await response.content.read(MAX_REPLY_BYTES + 1)
-                return self._judge(response, data)
+                if response.status != 200:
+                    return self._refused(response, await beginning(response))
+                reply = await receive(response, model.stream, self.limits.max_reply_bytes)
+        except BrokenReply as broken:
+            return Failure(broken.reason, self._excerpt(str(broken)), broken.reason != "too_large", 200)
         except TimeoutError:
-            return _Failure("timeout", f"no reply within {timeout_seconds:g} s", retry=True)
+            return Failure("timeout", f"no reply within {seconds:g} s", retry=True)
         except (aiohttp.ClientError, OSError) as error:
-            return _Failure("transport", self._excerpt(f"{type(error).__name__}: {error}"), retry=True)
+            return Failure("transport", self._excerpt(f"{type(error).__name__}: {error}"), retry=True)
+        return self._checked(reply, model, len(data))
 
-    def _judge(self, response: aiohttp.ClientResponse, data: bytes) -> Reply | _Failure:
-        verdict = verdict_on(response.status)
-        if len(data) > MAX_REPLY_BYTES:
-            return _Failure("too_large", f"more than {MAX_REPLY_BYTES:,} bytes", retry=False)
-        reply = read_reply(data) if verdict == "good" else None
-        if reply:
-            return reply
-        excerpt = self._excerpt(data.decode("utf-8", "replace"))
-        if verdict == "good":
-            return _Failure("broken_reply", excerpt, retry=True)
+    def _refused(self, response: aiohttp.ClientResponse, text: str) -> Failure:
+        """What an answer that is not 200 means. StageError when the key is refused."""
+        status, excerpt = response.status, self._excerpt(text)
+        verdict = verdict_on(status)
         if verdict == "forbidden":
-            self.closing.set()
-            raise StageError(
-                f'provider "{self.name}" refuses the key: HTTP {response.status} {excerpt}',
-                fix=f"check the environment variable {self.provider.api_key_env or '(none is named)'}",
+            self._stop(
+                f'provider "{self.name}" refuses the key: HTTP {status} {excerpt}',
+                f"check the environment variable {self.provider.api_key_env or '(none is named)'}",
             )
-        asked = asked_pause_seconds(response.headers)
-        return _Failure(f"http_{response.status}", excerpt, verdict == "retry", asked)
+        asked = asked_pause_seconds(status, response.headers)
+        return Failure(f"http_{status}", excerpt, verdict == "retry", status, asked)
 
-    def _count_failed_call(self, last: _Failure) -> None:
+    def _checked(self, reply: Reply, model: ModelSpec, num_body_bytes: int) -> Reply | Failure:
+        """The reply with token counts, unless it tells the key, which must never be written down."""
+        if self.key.told_by(reply.content) or self.key.told_by(reply.reasoning):
+            return Failure("key_in_reply", "the answer holds the key", retry=False, status=200)
+        if reply.tokens:
+            return reply
+        if model.model not in self.uncounted:
+            self.uncounted.add(model.model)
+            text = (
+                f'model "{model.model}" of provider "{self.name}" reports no token counts; they are guessed'
+            )
+            self.log("usage", text, provider=self.name, model=model.model)
+        return with_guessed_counts(reply, num_body_bytes)
+
+    def _learn(self, ticket: Ticket, outcome: Reply | Failure) -> None:
+        if isinstance(outcome, Reply):
+            self._failed_in_a_row, self.last_failure = 0, ""
+            self.gate.succeeded(ticket, outcome.tokens)
+            return
+        self.last_failure = f"{outcome.reason}: {outcome.excerpt}"
+        try:
+            self.gate.failed(ticket, outcome)
+        except StageError:
+            self.closing.set()
+            raise
+
+    def _give_up(self, last: Failure, attempts: int) -> None:
+        """CallFailed, or StageError when call after call fails."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= MOST_FAILED_CALLS_IN_A_ROW:
-            self.closing.set()
-            raise StageError(
+            self._stop(
                 f'provider "{self.name}" at {self.base_url} failed {self._failed_in_a_row} calls in a row, '
                 f"the last with {last.reason}: {last.excerpt}",
-                fix="check the address, the model name and the service; the same command continues",
+                "check the address, the model name and the service; the same command continues",
             )
+        raise CallFailed(last.reason, last.excerpt, attempts)
+
+    def _stop(self, message: str, fix: str) -> None:
+        self.closing.set()
+        raise StageError(message, fix=fix)
+
+    def _tell_of_a_long_pause(self, seconds: float, reason: str) -> None:
+        """Once for all calls that wait for the same moment."""
+        until = asyncio.get_running_loop().time() + seconds
+        if until > self._told_until + SAME_MOMENT_SECONDS:
+            self._told_until = until
+            text = f'provider "{self.name}" asks to wait {seconds:,.0f} s ({reason}); the calls concerned do'
+            self.log("waiting", text, provider=self.name, seconds=seconds)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not through the end of the run."""
@@ -146,23 +205,45 @@ class ChatClient:
         raise Draining
 
     def _excerpt(self, text: str) -> str:
-        """One short line of what came back, without the key should the server echo it."""
-        clean = text.replace(self.key, "<key>") if self.key else text
-        return " ".join(clean.split())[:EXCERPT_CHARACTERS]
+        """One short line of what came back, without the key should the server repeat it."""
+        return " ".join(self.key.hide(text).split())[:EXCERPT_CHARACTERS]
 
 
-def read_reply(data: bytes) -> Reply | None:
-    """The reply in a response body, or None when the body is broken or holds no choice."""
-    try:
-        document = json.loads(data)
-        choice = document["choices"][0]
-        content = choice["message"]["content"]
-        usage = document.get("usage") or {}
-        return Reply(
-            content=content if isinstance(content, str) else "",
-            finish_reason=str(choice.get("finish_reason") or ""),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return None
+@asynccontextmanager
+async def open_clients(
+    config: Endpoints,
+    keys: Mapping[str, Key],
+    addresses: Mapping[str, str],
+    closing: asyncio.Event,
+    log: Log,
+    on_attempt: OnAttempt | None = None,
+) -> AsyncIterator[dict[str, ChatClient]]:
+    """A client for each provider, by name, over one session; `addresses` are base URLs by provider."""
+    most = sum(provider.max_in_flight for provider in config.providers.values())
+    allow_open_files(most)
+    async with open_session(most) as session, AsyncExitStack() as stack:
+        stack.enter_context(rare_collections())
+        clients = {}
+        for name, provider in config.providers.items():
+            gate = await stack.enter_async_context(Gate(name, provider, log))
+            spot = (name, addresses[name], keys[name], provider, config.limits)
+            clients[name] = ChatClient(*spot, session, gate, closing, log, on_attempt)
+        watch = asyncio.create_task(_close_gates(closing, [client.gate for client in clients.values()]))
+        try:
+            yield clients
+        finally:
+            watch.cancel()
+
+
+def encode(body: Mapping[str, object], model: ModelSpec) -> bytes:
+    """The bytes of a request; how an answer is delivered is no part of the call's identity."""
+    if model.stream:
+        options = {"stream_options": {"include_usage": True}} if model.include_usage else {}
+        body = {**body, "stream": True, **options}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def _close_gates(closing: asyncio.Event, gates: list[Gate]) -> None:
+    await closing.wait()
+    for gate in gates:
+        gate.close()

@@ -9,7 +9,7 @@ Why a call gave nothing: an outcome that the levels handle, not an error of the 
 
 
 class CallFailed(Exception):
-    """A call that was given up; `reason` is a short word, `excerpt` what was seen last."""
+    """A call that was given up; `reason` is a short word, `excerpt` what was seen last, without any key."""
 
     def __init__(self, reason: str, excerpt: str, attempts: int) -> None:
         super().__init__(f"{reason} after {attempts} attempts: {excerpt}")
@@ -18,3 +18,11 @@ class CallFailed(Exception):
 
 class Draining(Exception):
     """The run is ending (a stop was asked for, or an error ended it): no new call starts."""
+
+
+class BrokenReply(Exception):
+    """A body or stream that came with status 200 and holds no reply; `reason` is a short word."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
