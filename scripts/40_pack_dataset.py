@@ -22,7 +22,8 @@ def main(config: PackConfig, stage: Stage) -> dict:
     from utils.corpus.executor import open_executor
     from utils.packing.dataset import verify_packed
     from utils.packing.index import SpecialIds
-    from utils.packing.pack import Layout, check_disjoint, check_padding, packing_metrics
+    from utils.packing.pack import Layout
+    from utils.packing.report import check_disjoint, check_padding, estimate_of, packing_metrics
     from utils.tokenizer.frozen import FrozenTokenizer
 
     tokenizer = FrozenTokenizer(stage.input("tokenizer").path)
@@ -35,14 +36,24 @@ def main(config: PackConfig, stage: Stage) -> dict:
         train = pack_split("train", config.max_train_tokens, stage, layout, tokenizer, executor)
         val = pack_split("val", config.max_val_tokens, stage, layout, tokenizer, executor)
 
-    check_padding(train, config.max_padding_fraction)
+    check_padding(train, length, config.max_padding_fraction)
     check_disjoint(verify_packed(stage.partial, "train"), verify_packed(stage.partial, "val"))
-    return packing_metrics(train, val)
+    estimate = estimate_of([train, val], bytes_per_token(stage))
+    stage.log("estimate", estimate.line(), tokens=estimate.tokens, estimated=estimate.estimated_tokens)
+    return packing_metrics(train, val, estimate)
+
+
+def bytes_per_token(stage: Stage) -> float:
+    """By how many bytes stage 20 estimated a token."""
+    from utils.config.corpus import BudgetConfig
+
+    resolved = stage.input("corpus").manifest.config.resolved
+    return BudgetConfig.model_validate(resolved.get("budget", {})).bytes_per_token
 
 
 def pack_split(split: str, max_tokens: int, stage: Stage, layout: Any, tokenizer: Any, executor: Any) -> Any:
     """Tokenise the blocks of a split in parallel, append them in order, build its rows."""
-    from utils.corpus.executor import ordered_map
+    from utils.corpus.executor import stoppable_map
     from utils.corpus.shards import read_blocks
     from utils.packing.pack import SplitPacker, encode_rows
 
@@ -52,7 +63,7 @@ def pack_split(split: str, max_tokens: int, stage: Stage, layout: Any, tokenizer
     if not packer.full:
         blocks = read_blocks(stage.input("corpus"), split, packer.rows_done)
         encode = partial(encode_rows, tokenizer.encode_text, layout.special)
-        for block in ordered_map(executor, encode, blocks):
+        for block in stoppable_map(executor, stage, encode, blocks):
             if not packer.append(block):
                 break
     report = packer.finish()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from utils.packing.index import SpecialIds
-from utils.packing.pack import EncodedBlock, Layout, SplitPacker, SplitReport
+from utils.packing.pack import EncodedBlock, Layout, SplitPacker
+from utils.packing.report import SplitReport
 
 FINGERPRINT = "ab" * 32
 
@@ -42,7 +43,8 @@ def make_blocks(
         part = documents[start : start + per_block]
         part_ids = ids[start : start + per_block]
         sizes = [len(d) for d in part]
-        blocks.append(EncodedBlock(np.concatenate(part), sizes, sizes, part_ids, ["books"] * len(part)))
+        columns = (sizes, sizes, [2 * n for n in sizes], part_ids, ["books"] * len(part))
+        blocks.append(EncodedBlock(np.concatenate(part), *columns))
     return blocks
 
 

@@ -1,5 +1,6 @@
 """The binary formats, against an independent struct reader, and every kind of damage with its message."""
 
+import hashlib
 import re
 import struct
 from pathlib import Path
@@ -7,9 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.packing.conftest import make_blocks, make_layout, pack
+from utils.packing import dataset
 from utils.packing.dataset import PackedDataset, verify_packed
 from utils.packing.format import TOKENS, TRAINED, TokenWriter, read_tokens, token_dtype, write_tokens
-from utils.packing.index import Documents, RowsIndex, SpecialIds, read_rows_index, write_rows_index
+from utils.packing.index import (
+    Documents,
+    PackedIndex,
+    RowsIndex,
+    SpecialIds,
+    read_rows_index,
+    write_packed_index,
+    write_rows_index,
+)
 from utils.pipeline.errors import DataError, UpstreamError
 from utils.pipeline.hashing import sha256_hex
 
@@ -197,3 +208,102 @@ def test_another_tokenizer_in_use_is_exit_3(packed: Path):
     with pytest.raises(UpstreamError, match=message) as error:
         PackedDataset(packed, "train", fingerprint="cd" * 32)
     assert error.value.exit_code == 3
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "packed"
+
+
+def golden_documents() -> list[np.ndarray]:
+    """Two documents, 68 ids in all: .bin is 64 + 136 bytes, .idx 136 + 24 + 32 + 8."""
+    first, second = (4 + np.arange(28) * 3, 90 + np.arange(36) * 5)
+    return [np.array([1, *first, 2]), np.array([1, *second, 2])]
+
+
+def test_the_writer_gives_the_golden_200_bytes(tmp_path: Path):
+    documents = golden_documents()
+    write_tokens(tmp_path / "train.bin", documents, vocab_size=300, fingerprint=FINGERPRINT)
+    index = PackedIndex(
+        mode="concat",
+        sequence_length=16,
+        num_rows=4,
+        special=SpecialIds(1, 2, -1),
+        fingerprint=FINGERPRINT,
+        bin_sha256=sha256_hex((tmp_path / "train.bin").read_bytes()),
+        documents=Documents.of([30, 38], ["0f" * 16, "1a" * 16], [0, 1]),
+        rows=None,
+    )
+    write_packed_index(tmp_path / "train.idx", index)
+    for name in ("train.bin", "train.idx"):
+        written = (tmp_path / name).read_bytes()
+        assert len(written) == 200
+        assert written == (GOLDEN / name).read_bytes()
+
+
+def test_the_golden_bytes_by_an_independent_reader():
+    data = (GOLDEN / "train.bin").read_bytes()
+    assert struct.unpack("<8sIIIIQ32s", data[:64]) == (b"LOCKSTEP", 1, 1, 2, 300, 68, b"\xab" * 32)
+    ids = struct.unpack("<68H", data[64:])
+    assert ids == tuple(int(i) for document in golden_documents() for i in document)
+    index = (GOLDEN / "train.idx").read_bytes()
+    assert struct.unpack("<8sIIIIQQQQIIII", index[:72]) == (
+        b"LOCKSTEP", 2, 1, 0, 16, 2, 68, 4, 0, 1, 2, 0xFFFFFFFF, 0,
+    )  # fmt: skip
+    assert index[72:104] == b"\xab" * 32
+    assert index[104:136] == hashlib.sha256(data).digest()
+    assert struct.unpack("<3Q", index[136:160]) == (0, 30, 68)
+    assert (index[160:176], index[176:192]) == (b"\x0f" * 16, b"\x1a" * 16)
+    assert struct.unpack("<2H4x", index[192:]) == (0, 1)
+
+
+def test_the_golden_files_are_read():
+    data = verify_packed(GOLDEN, "train")
+    assert (data.num_rows, data.num_documents, data.sequence_length, data.mode) == (4, 2, 16, "concat")
+    assert data.documents(1).tolist() == golden_documents()[1].tolist()
+    assert data.rows([1]).tokens[0].tolist() == np.concatenate(golden_documents())[16:33].tolist()
+
+
+def test_u32_from_writer_to_rows(tmp_path: Path):
+    blocks = make_blocks([20, 30], vocab_size=65_537)
+    blocks[0].ids[5] = 65_536
+    pack(tmp_path, "train", blocks, make_layout(8, vocab_size=65_537))
+    data = verify_packed(tmp_path, "train")
+    assert data.documents(0)[5] == 65_536
+    assert 65_536 in data.rows(range(data.num_rows)).tokens
+    assert (tmp_path / "train.bin").stat().st_size == 64 + 4 * 50
+
+
+def test_another_bin_of_the_same_shape_is_noticed(packed: Path, tmp_path: Path):
+    other = make_blocks([5, 20, 9, 4])
+    for block in other:
+        block.ids[block.ids > 3] += 1
+    pack(tmp_path / "other", "train", other, make_layout())
+    (packed / "train.bin").write_bytes((tmp_path / "other/train.bin").read_bytes())
+    PackedDataset(packed, "train")  # opening reads no ids
+    message = r"train.idx was written for another train.bin \(sha256 [0-9a-f]{12}, found [0-9a-f]{12}\)"
+    with pytest.raises(DataError, match=message):
+        verify_packed(packed, "train")
+
+
+def test_a_row_count_that_the_ids_do_not_make_is_refused(tmp_path: Path):
+    pack(tmp_path, "train", make_blocks([5, 20, 9, 4]), make_layout(mode="concat"))
+    patch(tmp_path / "train.idx", 40, b"\x05")
+    with pytest.raises(DataError, match="train.idx has 5 rows, 38 ids make 4 of 8"):
+        PackedDataset(tmp_path, "train")
+    patch(tmp_path / "train.idx", 20, b"\0")
+    with pytest.raises(DataError, match="train.idx has rows of 0 tokens"):
+        PackedDataset(tmp_path, "train")
+
+
+def test_a_row_that_holds_too_much_is_refused(packed: Path):
+    """The last two rows' borders moved: one row of nothing, one of three segments."""
+    patch(packed / "train.idx", 368 - 24 - 48 - 16, b"\x06")
+    with pytest.raises(DataError, match="train.idx: row 3 holds 13 ids, it has room for 9"):
+        PackedDataset(packed, "train")
+
+
+def test_many_documents_are_checked_in_parts(packed: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dataset, "CHECKED_IDS", 7)
+    verify_packed(packed, "train")
+    patch(packed / "train.bin", 64 + 2 * 31, b"\xff\x7f")
+    with pytest.raises(DataError, match="train.bin: id 32767 at 31 but vocab_size is 300"):
+        verify_packed(packed, "train")

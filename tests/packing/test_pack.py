@@ -10,7 +10,8 @@ import pytest
 from tests.packing.conftest import MemoryJournal, make_blocks, make_layout, pack
 from utils.packing.dataset import PackedDataset
 from utils.packing.index import SpecialIds
-from utils.packing.pack import SplitPacker, check_disjoint, check_padding, encode_rows, packing_metrics
+from utils.packing.pack import SplitPacker, encode_rows
+from utils.packing.report import check_disjoint, check_padding, estimate_of, packing_metrics
 from utils.pipeline.errors import DataError
 
 LENGTHS = [5, 20, 9, 4, 11, 6, 3, 17, 8]
@@ -80,12 +81,15 @@ def test_too_little_text_for_a_row(tmp_path: Path):
 
 def test_padding_gate(tmp_path: Path):
     report = pack(tmp_path, "train", make_blocks([5, 5]), make_layout())
-    check_padding(report, 0.5)
+    check_padding(report, 8, 0.5)
     with pytest.raises(
         DataError, match=r"44.4% of the training rows would be padding \(max_padding_fraction 0.25\)"
     ) as error:
-        check_padding(report, 0.25)
-    assert "sequence_length_tokens" in error.value.fix
+        check_padding(report, 8, 0.25)
+    assert error.value.fix == (
+        "choose another sequence_length_tokens (16 would pad 41.2%, 32 would pad 69.7%), "
+        "or mode concat, which cuts 50.0% of the documents"
+    )
 
 
 def test_a_document_in_both_splits_is_refused(packed: Path):
@@ -107,17 +111,20 @@ def spell(texts: list[str]) -> list[np.ndarray]:
 
 def test_encode_rows_puts_marks_around_documents():
     line = b'{"group": "g", "id": "%s", "meta": {}, "source": "books", "text": "%s"}\n'
-    block = SimpleNamespace(lines=[line % (b"00" * 16, b"ab"), line % (b"11" * 16, b"")])
+    block = SimpleNamespace(lines=[line % (b"00" * 16, "a\u00e9".encode()), line % (b"11" * 16, b"")])
     encoded = partial(encode_rows, spell, SpecialIds(1, 2, 3))(block)
-    assert encoded.ids.tolist() == [1, 97, 98, 2, 1, 2]
-    assert (encoded.lengths, encoded.characters) == ([4, 2], [2, 0])
-    assert encode_rows(spell, SpecialIds(-1, 2, -1), block).ids.tolist() == [97, 98, 2, 2]
+    assert encoded.ids.tolist() == [1, 97, 233, 2, 1, 2]
+    assert (encoded.lengths, encoded.characters, encoded.text_bytes) == ([4, 2], [2, 0], [3, 0])
+    assert encode_rows(spell, SpecialIds(-1, 2, -1), block).ids.tolist() == [97, 233, 2, 2]
 
 
 def test_metrics_sum_up(tmp_path: Path):
     train = pack(tmp_path, "train", make_blocks(LENGTHS), make_layout())
     val = pack(tmp_path, "val", make_blocks([6, 7], salt=1000), make_layout())
-    metrics = packing_metrics(train, val)
+    estimate = estimate_of([train, val], 4.0)
+    assert estimate.line() == "96 tokens, estimated were 48 (-50.0%)"
+    metrics = packing_metrics(train, val, estimate)
+    assert (metrics["estimated_tokens"], metrics["estimate_error"]) == (48, -0.5)
     assert metrics["documents"] == len(LENGTHS) + 2
     assert metrics["train_tokens"] == sum(LENGTHS)
     assert metrics["sources"]["books"] == {"index": 0, "train_tokens": sum(LENGTHS), "val_tokens": 13}

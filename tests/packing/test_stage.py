@@ -1,11 +1,19 @@
 """Stage 40 as a whole: reproducible, resumable, and readable back as the text it came from."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 import zstandard
 
-from tests.corpus.tiny import INLINE, Tiny, check_golden
+from tests.corpus.tiny import INLINE, ROOT, Tiny, check_golden
+from tests.tokenizer.conftest import make_gpt2_style, make_llama2_style
 from utils.packing.dataset import PackedDataset, verify_packed
 from utils.tokenizer.frozen import FrozenTokenizer
 
@@ -32,7 +40,7 @@ def test_documents_come_back_as_the_corpus(tiny: Tiny, mode: str):
     tokenizer = FrozenTokenizer(tiny.root / "data/tokenizer")
     for split in ("train", "val"):
         data = verify_packed(tiny.root / f"data/{mode}", split)
-        documents = [data.document(i) for i in range(data.num_documents)]
+        documents = [data.documents(i) for i in range(data.num_documents)]
         assert [tokenizer.decode(ids) for ids in documents] == texts(tiny, split)
         assert {(int(ids[0]), int(ids[-1])) for ids in documents} == {(1, 2)}
         assert manifest.metrics[f"{split}_tokens"] == data.num_tokens
@@ -72,3 +80,94 @@ def test_padding_gate(tiny: Tiny, capsys: pytest.CaptureFixture):
     captured = capsys.readouterr()
     assert "of the training rows would be padding (max_padding_fraction 0.25)" in captured.err + captured.out
     assert not (tiny.root / "data/wide").exists()
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+import utils.corpus.shards
+from tests.corpus.tiny import Tiny
+from utils.pipeline.journal import Journal
+utils.corpus.shards.BLOCK_ROWS = 6
+commit = Journal.commit
+def slow(self, record):
+    commit(self, record)
+    time.sleep(0.02)
+Journal.commit = slow
+if __name__ == "__main__":
+    print("starting", flush=True)
+    sys.exit(Tiny(Path({workspace!r})).execute("40_pack_dataset"))
+"""
+
+
+def test_kill_9_at_random_moments_ends_in_the_same_bytes(tiny: Tiny):
+    whole = tiny.run(STAGE, tiny.pack_config(output="data/calm"))
+    tiny.write_config(STAGE, tiny.pack_config(output="data/battered"))
+    command, generator = [sys.executable, "-c", SLOW_RUN.format(workspace=str(tiny.root))], random.Random(1)
+    kills = 0
+    for _ in range(5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(generator.uniform(0.05, 1.0))
+        os.kill(process.pid, signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        if (tiny.root / "data/battered").exists():
+            break
+    assert kills >= 1
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    resumed = tiny.run(STAGE, tiny.pack_config(output="data/battered"))
+    assert resumed.output_digest == whole.output_digest
+
+
+@pytest.mark.parametrize("make", [make_gpt2_style, make_llama2_style])
+@pytest.mark.parametrize("executor", [INLINE, {"workers": 1}])
+def test_an_adopted_tokenizer_packs_the_corpus(tiny: Tiny, make: object, executor: dict):
+    name = make.__name__
+    if not (tiny.root / f"data/{name}").exists():
+        make(tiny.root / f"data/raw/{name}")
+        adopt = {"mode": "adopt", "source": {"path": f"data/raw/{name}"}, "output": f"data/{name}/tokenizer"}
+        tiny.run("30_train_tokenizer", adopt)
+    output = f"data/{name}/packed_{executor.get('workers', 0)}"
+    config = tiny.pack_config(output=output, executor=executor)
+    config["inputs"]["tokenizer"] = f"data/{name}/tokenizer"
+    manifest = tiny.run(STAGE, config)
+    tokenizer = FrozenTokenizer(tiny.root / f"data/{name}/tokenizer")
+    data = verify_packed(tiny.root / output, "val")
+    documents = [data.documents(i) for i in range(data.num_documents)]
+    assert [tokenizer.decode(ids) for ids in documents] == texts(tiny, "val")
+    bos, eos = tokenizer.special("bos"), tokenizer.special("eos")
+    assert {(int(ids[0]), int(ids[-1])) for ids in documents} == {(bos, eos)}
+    assert (data.special.pad, manifest.raw["tokenizer"]["special_ids"]["pad"]) == (-1, -1)
+    batch = data.rows(range(data.num_rows))
+    assert (batch.tokens[batch.document < 0] == eos).all()
+
+
+def test_a_tokenizer_without_bos_packs_without_one(tiny: Tiny):
+    make_gpt2_style(tiny.root / "data/raw/no_bos", bos_token=None)
+    source = {"path": "data/raw/no_bos"}
+    tiny.run("30_train_tokenizer", {"mode": "adopt", "source": source, "output": "data/no_bos/tokenizer"})
+    config = tiny.pack_config(output="data/no_bos/packed")
+    config["inputs"]["tokenizer"] = "data/no_bos/tokenizer"
+    tiny.run(STAGE, config)
+    tokenizer = FrozenTokenizer(tiny.root / "data/no_bos/tokenizer")
+    data = verify_packed(tiny.root / "data/no_bos/packed", "val")
+    expected = [*tokenizer.encode_text(texts(tiny, "val")[:1])[0], tokenizer.special("eos")]
+    assert data.special.bos == -1
+    assert np.array_equal(data.documents(0), expected)
+
+
+def test_the_waste_and_the_estimate_are_printed_and_recorded(tiny: Tiny, capsys: pytest.CaptureFixture):
+    manifest = tiny.run(STAGE, tiny.pack_config(output="data/printed", mode="concat"))
+    output = capsys.readouterr().out
+    metrics = manifest.metrics
+    assert f"{metrics['cut_documents']:,} documents cut that would fit" in output
+    assert "concat rows, 0.00% padding" in output
+    total = metrics["train_tokens"] + metrics["val_tokens"]
+    text_bytes = sum(len(text.encode()) for split in ("train", "val") for text in texts(tiny, split))
+    estimated = round(text_bytes / 4)
+    assert (metrics["estimated_tokens"], metrics["estimate_error"]) == (
+        estimated,
+        round(estimated / total - 1, 4),
+    )
+    assert f"{total:,} tokens, estimated were {estimated:,}" in output

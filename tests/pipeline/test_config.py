@@ -198,6 +198,7 @@ OTHER_VALUES = {
     "20_prepare_corpus": {
         "books": ["raw/books/?.txt"], "seed": 5, "rules.lowercase": True, "rules.banned": ["line 1"],
         "executor.workers": 7, "log_every": 3, "cut": 0.5, "api_key": "sk-other",
+        "web": "d" * 40, "against": ["raw/books/0.txt"],
     },
     "40_pack_dataset": {"sequence_length_tokens": 8, "mode": "other", "executor.workers": 7},
 }  # fmt: skip

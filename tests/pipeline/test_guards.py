@@ -17,7 +17,15 @@ from tests.pipeline.toy import Toy
 from utils.pipeline.guards import GUARDS
 from utils.pipeline.verdict import Verdict
 
-IN_ORDER = ("18", "22", "26", "21", "3", "34")  # rows where nothing is wrong, or nothing is wrong any more
+IN_ORDER = (
+    "18",
+    "22",
+    "26",
+    "21",
+    "3",
+    "34",
+    "52",
+)  # rows where nothing is wrong, or nothing is wrong any more
 BAD = Verdict("tampered", "switched", "switched", "good", "bad")
 CHANGE = [("switched", "good", "bad")]
 ALWAYS_GOOD: dict[str, object] = dict.fromkeys(GUARDS) | {

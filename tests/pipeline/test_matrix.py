@@ -15,5 +15,4 @@ def test_row(row: Row, toy: Toy) -> None:
 
 
 def test_every_row_of_the_specification_is_here() -> None:
-    missing = {str(number) for number in range(1, 52)} - {row.number for row in ROWS}
-    assert missing == {"29"}  # no stage reads the Hub yet, so there is no revision that could move
+    assert {str(number) for number in range(1, 52)} <= {row.number for row in ROWS}

@@ -41,6 +41,8 @@ class CorpusConfig(StageConfig):
     stage: ClassVar[str] = "20_prepare_corpus"
 
     books: Runtime[list[str]] = ["raw/books/*.txt"]
+    against: Annotated[list[str], Neutral([])] = []  # evaluation set
+    web: Annotated[str, Neutral("")] = ""  # revision of a dataset of the Hub
     seed: int = 0
     rules: Rules = Rules()
     executor: Runtime[Executor] = Executor()
@@ -49,7 +51,10 @@ class CorpusConfig(StageConfig):
     api_key: Secret = ""
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
-        return [ExternalSource.local("books", self.books, workspace)]
+        books = ExternalSource.local("books", self.books, workspace)
+        web = ExternalSource.of_dataset("web", "toy/web", "", "train", self.web)
+        exam = [ExternalSource.evaluation_set("exam", self.against, workspace)] if self.against else []
+        return [books, *([web] if self.web else []), *exam]
 
 
 class OneCorpus(Section):
@@ -158,8 +163,13 @@ class EvaluateConfig(StageConfig):
 
     stage: ClassVar[str] = "100_evaluate"
     determinism: ClassVar = "seeded"
+    held_out_sources: ClassVar = ("texts",)
 
     inputs: EvaluateInputs
+    texts: Runtime[list[str]] = []
+
+    def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
+        return [ExternalSource.local("texts", self.texts, workspace)] if self.texts else []
 
 
 class MergeInputs(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus.tiny import Tiny, check_golden
-from utils.pipeline.tokenizer_identity import tokenizer_block
+from utils.pipeline.tokenizer_identity import changed_probe, tokenizer_block
 
 STAGE = "30_train_tokenizer"
 
@@ -28,13 +28,20 @@ def test_artifact(tiny: Tiny):
     assert manifest.raw["tokenizer"] == tokenizer_block(folder)
     assert manifest.metrics["vocab_size"] == 320
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert report["parity"]["tokenizers"] == report["parity"]["sentencepiece"]
+    compared = 23 + manifest.metrics["documents"]
+    assert report["parity"] == {
+        "sentencepiece": {"compared": compared, "equal": compared, "note": "reference"},
+        "tokenizers": {"compared": compared, "equal": compared, "note": ""},
+        "llama_cpp": {"compared": compared, "equal": compared, "note": ""},
+    }
+    assert changed_probe(folder) == "" and len(report["probe_ids"]) == 23
+    assert manifest.metrics["gguf"] is True
     assert str(tiny.root) not in (folder / "TOKENIZER_CARD.md").read_text(encoding="utf-8")
 
 
 def test_refusals(tiny: Tiny, capsys: pytest.CaptureFixture):
     cases = {
-        "the corpus is too small for a vocabulary of 60,000": {"vocab_size": 60_000},
+        "the corpus is too small for a vocabulary of 60,000; the largest possible": {"vocab_size": 60_000},
         "min_chars_per_token asks for 50.0": {"min_chars_per_token": 50.0},
     }
     for message, changes in cases.items():
@@ -43,3 +50,17 @@ def test_refusals(tiny: Tiny, capsys: pytest.CaptureFixture):
         captured = capsys.readouterr()
         assert message in captured.err + captured.out
         assert not (tiny.root / "data" / "tokenizer").exists()
+
+
+def test_unigram_says_that_there_will_be_no_gguf(tiny: Tiny):
+    config = tiny.tokenizer_config(recipe="unigram", allow_no_gguf=True, vocab_size=390)
+    metrics = tiny.run(STAGE, config).metrics
+    assert (metrics["gguf"], metrics["parity"]["tokenizers"]["equal"]) == (False, 23 + metrics["documents"])
+    card = (tiny.root / "data/tokenizer/TOKENIZER_CARD.md").read_text(encoding="utf-8")
+    assert "Can become a GGUF: no, " in card and "its model type is unigram" in card
+
+
+def test_training_again_gives_the_same_artifact(tiny: Tiny):
+    first = tiny.run(STAGE, tiny.tokenizer_config())
+    again = tiny.run(STAGE, tiny.tokenizer_config(output="data/again"))
+    assert again.output_digest == first.output_digest

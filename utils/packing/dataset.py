@@ -1,8 +1,8 @@
 """
 PackedDataset: rows of token ids from a stage-40 folder, memory-mapped.
 
-Opening checks headers, sizes and the pairing of .bin and .idx without reading the body, so it costs the same
-for 1 MB and 100 GB; an opened dataset pickles as its path. `rows` returns T + 1 ids a row and shifts nothing:
+Opening checks headers, sizes, the pairing of .bin and .idx, and the offsets in .idx; it reads none of the
+ids, and an opened dataset pickles as its path. `rows` returns T + 1 ids a row and shifts nothing:
 the one place that makes inputs and targets of them is the training loss.
 
     >>> data = PackedDataset(Path("data/demo/packed"), "train")
@@ -22,6 +22,7 @@ from utils.pipeline.errors import DataError, UpstreamError
 from utils.pipeline.hashing import hash_files
 
 Split = Literal["train", "val"]
+CHECKED_IDS = 1 << 24
 
 
 class Batch(NamedTuple):
@@ -44,13 +45,18 @@ class PackedDataset:
         self.folder, self.split = Path(folder), split
         self._tokens = read_tokens(self.folder / f"{split}.bin")
         self._index = read_packed_index(self.folder / f"{split}.idx")
-        self._offsets = self._index.documents.offsets.astype(np.int64)
+        # plain arrays over the memory maps: nothing is read, and numpy is spared its subclass
+        self._ids = np.asarray(self._tokens.ids)
+        self._offsets = np.asarray(self._index.documents.offsets).view("<i8")
         self._check_pair(fingerprint)
-        if self._index.rows:
-            self._row_offsets = self._index.rows.row_offsets.astype(np.int64)
+        if rows := self._index.rows:
+            offsets, starts = (
+                np.asarray(each).view("<i8") for each in (rows.row_offsets, rows.segment_starts)
+            )
+            self._row_index = offsets, starts, np.asarray(rows.segment_lengths)
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.folder, self.split)
+        return type(self), (self.folder, self.split, self.fingerprint)
 
     @property
     def num_rows(self) -> int:
@@ -92,43 +98,57 @@ class PackedDataset:
         """Ids of the documents as u8 [N, 16]: the first 16 bytes of SHA-256 of their text."""
         return self._index.documents.ids
 
-    def document(self, i: int) -> np.ndarray:
-        """Return the ids of one document, BOS and EOS included."""
-        return self._tokens.ids[self._offsets[i] : self._offsets[i + 1]]
+    @property
+    def bin_sha256(self) -> str:
+        """SHA-256 of the .bin that the index was written for."""
+        return self._index.bin_sha256
+
+    def documents(self, i: int) -> np.ndarray:
+        """Return the ids of document i, BOS and EOS included."""
+        return self._ids[self._offsets[i] : self._offsets[i + 1]]
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return these rows. IndexError for a row that does not exist."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_rows:
             raise IndexError(f"row {indices.min()} or {indices.max()} is outside 0 to {self.num_rows - 1}")
-        return self._best_fit(indices) if self._index.rows else self._concat(indices)
+        pieces = self._best_fit(indices) if self._index.rows else self._concat(indices)
+        return self._read(*pieces, len(indices))
 
-    def _concat(self, indices: np.ndarray) -> Batch:
-        starts = indices * self.sequence_length
-        flat = starts[:, None] + np.arange(self.sequence_length + 1)
-        document = np.searchsorted(self._offsets, flat, side="right") - 1
-        position = flat - np.maximum(self._offsets[document], starts[:, None])
-        return Batch(
-            self._tokens.ids[flat].astype(np.int64), document.astype(np.int32), position.astype(np.int32)
-        )
+    def _concat(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pieces of documents in each row: starts and lengths in the stream, number of the row."""
+        begin, offsets = indices * self.sequence_length, self._offsets
+        end = begin + self.sequence_length + 1
+        first, last = (np.searchsorted(offsets, edge, side="right") for edge in (begin, end - 1))
+        document, row = _ranges(first - 1, last)
+        starts = np.maximum(offsets[document], begin[row])
+        return starts, np.minimum(offsets[document + 1], end[row]) - starts, row
 
-    def _best_fit(self, indices: np.ndarray) -> Batch:
-        width = self.sequence_length + 1
-        segments, row = _ranges(self._row_offsets[indices], self._row_offsets[indices + 1])
-        starts = self._index.rows.segment_starts[segments].astype(np.int64)
-        lengths = self._index.rows.segment_lengths[segments].astype(np.int64)
-        source, segment = _ranges(starts, starts + lengths)
-        filled = np.bincount(row, weights=lengths, minlength=len(indices)).astype(np.int64)
-        target, _ = _ranges(np.arange(len(indices)) * width, np.arange(len(indices)) * width + filled)
-        pad = max(self.special.pad, 0)
-        shape = (len(indices), width)
-        tokens, document, position = (
-            np.full(shape[0] * width, fill, kind) for fill, kind in ((pad, "i8"), (-1, "i4"), (0, "i4"))
-        )
-        tokens[target] = self._tokens.ids[source]
-        document[target] = (np.searchsorted(self._offsets, starts, side="right") - 1)[segment]
-        position[target] = source - starts[segment]
-        return Batch(tokens.reshape(shape), document.reshape(shape), position.reshape(shape))
+    def _best_fit(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, as the index lists them."""
+        row_offsets, segment_starts, segment_lengths = self._row_index
+        segments, row = _ranges(row_offsets[indices], row_offsets[indices + 1])
+        return segment_starts[segments], segment_lengths[segments].astype(np.int64), row
+
+    def _read(self, starts: np.ndarray, lengths: np.ndarray, row: np.ndarray, num_rows: int) -> Batch:
+        """Lay pieces of the stream side by side into their rows and fill these up."""
+        shape = (num_rows, self.sequence_length + 1)
+        before = np.cumsum(lengths) - lengths
+        position = np.arange(lengths.sum(), dtype=np.int32) - np.repeat(before.astype(np.int32), lengths)
+        tokens = self._ids[np.repeat(starts, lengths) + position].astype(np.int64)
+        numbers = (np.searchsorted(self._offsets, starts, side="right") - 1).astype(np.int32)
+        columns = tokens, np.repeat(numbers, lengths), position
+        if len(tokens) == shape[0] * shape[1]:
+            return Batch(*(column.reshape(shape) for column in columns))
+        filled = np.arange(shape[1]) < np.bincount(row, weights=lengths, minlength=num_rows)[:, None]
+        batch = Batch(*(np.full(shape, fill, c.dtype) for fill, c in zip(self._fills, columns, strict=True)))
+        for into, column in zip(batch, columns, strict=True):
+            into[filled] = column
+        return batch
+
+    @property
+    def _fills(self) -> tuple[int, int, int]:
+        return self.special.padding, -1, 0
 
     def _check_pair(self, fingerprint: str) -> None:
         name, found = f"{self.split}.idx", self._index.fingerprint
@@ -162,30 +182,39 @@ def verify_packed(folder: Path, split: Split) -> PackedDataset:
     document.
     """
     data = PackedDataset(folder, split)
-    path = data.folder / f"{split}.bin"
-    actual, expected = hash_files([path])[path].sha256, data._index.bin_sha256
     _check_ids(data)
-    if actual != expected:
+    path = data.folder / f"{split}.bin"
+    actual = hash_files([path])[path].sha256
+    if actual != data.bin_sha256:
         raise DataError(
-            f"{split}.idx was written for another {path.name} (sha256 {expected[:12]}, found {actual[:12]})"
+            f"{split}.idx was written for another {path.name} "
+            f"(sha256 {data.bin_sha256[:12]}, found {actual[:12]})"
         )
     return data
 
 
 def _check_ids(data: PackedDataset) -> None:
-    ids, offsets, name = data._tokens.ids, data._offsets, f"{data.split}.bin"
-    too_high = np.flatnonzero(ids >= data.vocab_size)
-    if len(too_high):
-        at = int(too_high[0])
-        raise DataError(f"{name}: id {int(ids[at])} at {at:,} but vocab_size is {data.vocab_size}")
-    marks = (("BOS", data.special.bos, offsets[:-1]), ("EOS", data.special.eos, offsets[1:] - 1))
-    for mark, value, positions in marks:
-        wrong = np.flatnonzero(ids[positions] != value) if value >= 0 else []
-        if len(wrong):
-            at = int(positions[wrong[0]])
+    ids, name, num_eos = data._ids, f"{data.split}.bin", 0
+    for start in range(0, len(ids), CHECKED_IDS):
+        part = ids[start : start + CHECKED_IDS]
+        num_eos += int((part == data.special.eos).sum())
+        if int(part.max()) >= data.vocab_size:
+            at = int(np.argmax(part >= data.vocab_size))
             raise DataError(
-                f"{name}: id {int(ids[at])} at {at:,}, expected {mark} {value} of document {int(wrong[0])}"
+                f"{name}: id {int(part[at])} at {start + at:,} but vocab_size is {data.vocab_size}"
             )
-    num_eos = int((ids == data.special.eos).sum())
-    if num_eos != data.num_documents:
+    _check_marks(data, "BOS", data.special.bos, data._offsets[:-1])
+    _check_marks(data, "EOS", data.special.eos, data._offsets[1:] - 1)
+    per_document = 2 if data.special.bos == data.special.eos else 1  # one token may be both marks
+    if num_eos != data.num_documents * per_document:
         raise DataError(f"{name}: {num_eos:,} EOS in {data.num_documents:,} documents")
+
+
+def _check_marks(data: PackedDataset, mark: str, expected: int, positions: np.ndarray) -> None:
+    wrong = np.flatnonzero(data._ids[positions] != expected) if expected >= 0 else []
+    if len(wrong):
+        at = int(positions[wrong[0]])
+        raise DataError(
+            f"{data.split}.bin: id {int(data._ids[at])} at {at:,}, "
+            f"expected {mark} {expected} of document {int(wrong[0])}"
+        )

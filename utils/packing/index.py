@@ -72,6 +72,11 @@ class SpecialIds:
     eos: int
     pad: int
 
+    @property
+    def padding(self) -> int:
+        """The id that fills rows: padding, or EOS in a tokenizer without one; it is never a target."""
+        return self.pad if self.pad >= 0 else self.eos
+
 
 @dataclass(frozen=True)
 class PackedIndex:
@@ -127,9 +132,11 @@ def read_packed_index(path: Path) -> PackedIndex:
         )
     sections.finish()
     _check_offsets(path, "document_offsets", documents.offsets, token_count)
+    _check_row_count(path, MODES[mode], sequence_length, token_count, num_rows)
     if rows:
         _check_offsets(path, "row_offsets", rows.row_offsets, num_segments)
         _check_segments(path, documents.offsets, rows)
+        _check_capacity(path, sequence_length, rows)
     return PackedIndex(MODES[mode], sequence_length, num_rows, *_identity(header), documents, rows)
 
 
@@ -218,3 +225,26 @@ def _check_segments(path: Path, document_offsets: np.ndarray, rows: Rows) -> Non
         raise DataError(
             f"{path.name}: segment {i} (ids {starts[i]:,} to {ends[i]:,}) is outside its document"
         )
+
+
+def _check_row_count(path: Path, mode: str, sequence_length: int, token_count: int, num_rows: int) -> None:
+    if sequence_length < 1:
+        raise DataError(f"{path.name} has rows of {sequence_length} tokens")
+    expected = concat_rows(token_count, sequence_length)
+    if mode == "concat" and num_rows != expected:
+        raise DataError(
+            f"{path.name} has {num_rows:,} rows, {token_count:,} ids make {expected:,} of {sequence_length:,}"
+        )
+
+
+def _check_capacity(path: Path, sequence_length: int, rows: Rows) -> None:
+    ends = np.concatenate([[0], np.cumsum(rows.segment_lengths, dtype=np.int64)])[rows.row_offsets]
+    too_long = np.flatnonzero(np.diff(ends) > sequence_length + 1)
+    if len(too_long):
+        r, room = int(too_long[0]), sequence_length + 1
+        raise DataError(f"{path.name}: row {r} holds {ends[r + 1] - ends[r]:,} ids, it has room for {room:,}")
+
+
+def concat_rows(num_tokens: int, sequence_length: int) -> int:
+    """Rows of a stream that is cut anywhere: row i needs the ids [iT, iT + T]."""
+    return max(0, (num_tokens - 1) // sequence_length)

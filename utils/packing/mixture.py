@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,21 +58,35 @@ class Mixture:
 
     def __init__(self, sources: Sequence[MixtureSource], seed: int, batch_rows: int) -> None:
         for i, source in enumerate(sources):
-            if source.num_rows < 1 or not source.weight > 0:
+            if source.num_rows < 1 or not 0 < source.weight < inf:
                 raise ConfigError(
                     f"data.{i} has {source.num_rows} rows and weight {source.weight}; both must be above 0"
                 )
         self.sources, self.seed, self.batch_rows = list(sources), seed, batch_rows
         self._shares = integer_weights([source.weight for source in sources])
+        if 0 in self._shares:
+            i = self._shares.index(0)
+            raise ConfigError(
+                f"data.{i} has weight {sources[i].weight}, too little beside the others to be read"
+            )
         self._counts = [0] * len(sources)
 
     @property
     def rows_drawn(self) -> int:
         return sum(self._counts)
 
-    def epochs(self) -> list[float]:
-        """Return, for each dataset, how often it has been read so far."""
-        return [count / source.num_rows for count, source in zip(self._counts, self.sources, strict=True)]
+    def epochs(self, num_steps: int) -> list[float]:
+        """Return, for each dataset, how often a run of so many steps reads it, to within one row."""
+        drawn = num_steps * self.batch_rows
+        pairs = zip(self._shares, self.sources, strict=True)
+        return [drawn * share / _ONE / source.num_rows for share, source in pairs]
+
+    def epochs_line(self, names: Sequence[str], num_steps: int) -> str:
+        """One line to print before training: how often each dataset will be read."""
+        return ", ".join(
+            f"{name} {epochs:.2f} epochs of {source.num_rows:,} rows"
+            for name, epochs, source in zip(names, self.epochs(num_steps), self.sources, strict=True)
+        )
 
     def next_step(self, rank: int = 0, num_ranks: int = 1) -> Draws:
         """Advance by one step and return the part of its rows that belongs to `rank`."""
@@ -91,8 +106,15 @@ class Mixture:
     def restore(self, cursor: dict) -> None:
         """Go to a saved position. StageError names the field that is not the one of this run."""
         for name, ours in self._identity().items():
-            if cursor[name] != ours:
-                raise StageError(f"the checkpoint was made with {name} {cursor[name]}, this run has {ours}")
+            if cursor.get(name) != ours:
+                raise StageError(
+                    f"the checkpoint was made with {name} {cursor.get(name)}, this run has {ours}",
+                    fix="resume with the data, weights, seed and batch of the checkpoint, or start again",
+                )
+        if sum(cursor["counts"]) != cursor["rows_drawn"] or len(cursor["counts"]) != len(self.sources):
+            raise StageError(
+                f"the checkpoint's counts {cursor['counts']} do not add up to {cursor['rows_drawn']} rows"
+            )
         self._counts = list(cursor["counts"])
 
     def _identity(self) -> dict:
@@ -101,34 +123,35 @@ class Mixture:
         return {"datasets": digests, "weights": weights, "seed": self.seed, "batch_rows": self.batch_rows}
 
     def _draw(self, num_draws: int) -> Draws:
-        dataset, first = np.empty(num_draws, np.int64), list(self._counts)
-        for i in range(num_draws):
-            dataset[i] = self._next_dataset()
-            self._counts[dataset[i]] += 1
+        first = list(self._counts)
+        dataset = np.array([self._next_dataset() for _ in range(num_draws)], np.int64)
         row = np.empty(num_draws, np.int64)
         for d, source in enumerate(self.sources):
             row[dataset == d] = _rows_of(source, self.seed, first[d], self._counts[d])
         return Draws(dataset, row)
 
     def _next_dataset(self) -> int:
-        """Return the dataset with the largest (k + 1) W - count 2^32 for draw k, ties to the lowest index."""
-        k = self.rows_drawn
+        """Take the dataset with the largest (k + 1) W - count 2^32 for draw k, ties to the lowest index."""
+        following = self.rows_drawn + 1
         debts = [
-            (k + 1) * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)
+            following * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)
         ]
-        return debts.index(max(debts))
+        taken = debts.index(max(debts))
+        self._counts[taken] += 1
+        return taken
 
 
 def read_draws(datasets: Sequence[HasRows], draws: Draws) -> Batch:
     """Read the drawn rows in their order; all datasets must have rows of one length."""
-    parts, order = [], []
+    columns: list[np.ndarray] = []
     for d, dataset in enumerate(datasets):
         chosen = np.flatnonzero(draws.dataset == d)
         if len(chosen):
-            parts.append(dataset.rows(draws.row[chosen]))
-            order.append(chosen)
-    back = np.argsort(np.concatenate(order))
-    return Batch(*(np.concatenate(columns)[back] for columns in zip(*parts, strict=True)))
+            part = dataset.rows(draws.row[chosen])
+            columns = columns or [np.empty((len(draws.row), *c.shape[1:]), c.dtype) for c in part]
+            for into, column in zip(columns, part, strict=True):
+                into[chosen] = column
+    return Batch(*columns)
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:

@@ -19,10 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.packing.dataset import PackedDataset, Split
+from utils.packing.dataset import Split
 from utils.packing.format import TokenWriter
-from utils.packing.index import Documents, PackedIndex, Rows, SpecialIds, write_packed_index
+from utils.packing.index import Documents, PackedIndex, Rows, SpecialIds, concat_rows, write_packed_index
 from utils.packing.plan import best_fit_rows
+from utils.packing.report import SplitReport
+from utils.packing.waste import concat_cuts, concat_unused, padding_fraction
 from utils.pipeline.errors import DataError
 from utils.pipeline.hashing import hash_files
 
@@ -59,36 +61,16 @@ class Layout:
 @dataclass(frozen=True)
 class EncodedBlock:
     """
-    The documents of one block: ids back to back, and per document its length, characters, id and source.
+    The documents of one block: ids back to back, and per document its length, characters, UTF-8 bytes, id and
+    source.
     """
 
     ids: np.ndarray
     lengths: list[int]
     characters: list[int]
+    text_bytes: list[int]
     document_ids: list[str]
     sources: list[str]
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What packing one split came to. A token is an id of the stream, BOS and EOS included."""
-
-    documents: int
-    tokens: int
-    rows: int
-    padding_fraction: float
-    cut_documents: int
-    unused_tokens: int
-    chars_per_token: float
-    tokens_by_source: dict[str, int]
-
-    def line(self) -> str:
-        """One line for the terminal."""
-        return (
-            f"{self.documents:,} documents, {self.tokens:,} tokens of {self.chars_per_token:.2f} characters, "
-            f"{self.rows:,} rows, {self.padding_fraction:.2%} padding, "
-            f"{self.cut_documents:,} documents cut that would fit, {self.unused_tokens:,} tokens unused"
-        )
 
 
 def encode_rows(encode: Encode, special: SpecialIds, block: Block) -> EncodedBlock:
@@ -96,14 +78,17 @@ def encode_rows(encode: Encode, special: SpecialIds, block: Block) -> EncodedBlo
     rows = [json.loads(line) for line in block.lines]
     texts = [row["text"] for row in rows]
     bos = [] if special.bos < 0 else [special.bos]
-    documents = [np.concatenate([bos, ids, [special.eos]]).astype(np.uint32) for ids in encode(texts)]
-    ids = np.concatenate(documents) if documents else np.zeros(0, np.uint32)
+    parts: list = []
+    for ids in encode(texts):
+        parts += [bos, ids, [special.eos]]
+    lengths = [sum(map(len, parts[i : i + 3])) for i in range(0, len(parts), 3)]
     return EncodedBlock(
-        ids,
-        [len(d) for d in documents],
-        [len(t) for t in texts],
-        [r["id"] for r in rows],
-        [r["source"] for r in rows],
+        np.concatenate(parts or [[]]).astype(np.uint32),
+        lengths,
+        [len(text) for text in texts],
+        [len(text.encode()) for text in texts],
+        [row["id"] for row in rows],
+        [row["source"] for row in rows],
     )
 
 
@@ -116,7 +101,7 @@ class SplitPacker:
         done = [record for record in journal.records if record["split"] == split]
         self.rows_done: int = done[-1]["rows"] if done else 0
         self.full = bool(done) and done[-1]["full"]
-        self._characters: int = done[-1]["characters"] if done else 0
+        self._characters, self._text_bytes = done[-1]["measured"] if done else (0, 0)
         self._bin, self._entries_path = folder / f"{split}.bin", folder / ".journal" / f"{split}.documents"
         self._writer = TokenWriter(self._bin, layout.vocab_size, layout.fingerprint, resume=bool(done))
         self._entries_path.parent.mkdir(exist_ok=True)
@@ -130,6 +115,7 @@ class SplitPacker:
         self._entries.write(self._describe(block, count).tobytes())
         self._entries.flush()
         self._characters += sum(block.characters[:count])
+        self._text_bytes += sum(block.text_bytes[:count])
         self.rows_done += count
         self._commit()
         return not self.full
@@ -148,16 +134,24 @@ class SplitPacker:
         entries["id"] = np.frombuffer(bytes.fromhex("".join(block.document_ids[:count])), "u1").reshape(
             -1, 16
         )
-        entries["source"] = [self._layout.sources.index(name) for name in block.sources[:count]]
+        entries["source"] = [self._source_number(name) for name in block.sources[:count]]
         return entries
+
+    def _source_number(self, name: str) -> int:
+        if name not in self._layout.sources:
+            raise DataError(
+                f'{self._split} holds a document of source "{name}", which the corpus does not count',
+                fix="rerun 20_prepare_corpus --force",
+            )
+        return self._layout.sources.index(name)
 
     def _commit(self) -> None:
         ends = {
             self._bin.name: self._writer.flush(),
             f".journal/{self._entries_path.name}": self._entries.tell(),
         }
-        record = {"split": self._split, "rows": self.rows_done, "characters": self._characters}
-        record |= {"full": self.full}
+        record = {"split": self._split, "rows": self.rows_done, "full": self.full}
+        record |= {"measured": [self._characters, self._text_bytes]}
         self._journal.commit(record | {"ends": ends})
 
     def finish(self) -> SplitReport:
@@ -171,14 +165,15 @@ class SplitPacker:
         if not num_rows:
             raise DataError(
                 f"{self._split} has {num_tokens:,} tokens, "
-                f"not enough for one row of {self._layout.sequence_length:,}"
+                f"not enough for one row of {self._layout.sequence_length:,}",
+                fix=f"add text, shorten sequence_length_tokens, or raise max_{self._split}_tokens",
             )
         self._write_index(documents, rows, num_rows)
-        return self._report(documents, num_rows)
+        return self._report(documents, rows, num_rows)
 
     def _rows(self, offsets: np.ndarray, num_tokens: int) -> tuple[Rows | None, int]:
         if self._layout.mode == "concat":
-            return None, max(0, (num_tokens - 1) // self._layout.sequence_length)
+            return None, concat_rows(num_tokens, self._layout.sequence_length)
         rows = best_fit_rows(offsets, self._layout.sequence_length)
         return rows, len(rows)
 
@@ -196,67 +191,21 @@ class SplitPacker:
         )
         write_packed_index(self._folder / f"{self._split}.idx", index)
 
-    def _report(self, documents: Documents, num_rows: int) -> SplitReport:
-        length, offsets = self._layout.sequence_length, documents.offsets.astype(np.int64)
-        lengths, num_tokens = documents.lengths, int(offsets[-1])
-        padding, cut, unused = 0.0, 0, 0
-        if self._layout.mode == "concat":
-            unused = num_tokens - (num_rows * length + 1)
-            cut = int(
-                ((lengths <= length + 1) & (offsets[:-1] // length != (offsets[1:] - 2) // length)).sum()
-            )
-        else:
-            repeated = int(np.maximum(0, -(-(lengths - 1) // length) - 1).sum())
-            padding = 1 - (num_tokens + repeated) / (num_rows * (length + 1))
-        marks = len(documents) * (2 if self._layout.special.bos >= 0 else 1)
+    def _report(self, documents: Documents, rows: Rows | None, num_rows: int) -> SplitReport:
+        length, lengths = self._layout.sequence_length, documents.lengths
+        num_tokens, special = int(lengths.sum()), self._layout.special
+        marks = len(documents) * (2 if special.bos >= 0 else 1)
         by_source = np.bincount(documents.sources, weights=lengths, minlength=len(self._layout.sources))
-        tokens_by_source = {name: int(n) for name, n in zip(self._layout.sources, by_source, strict=True)}
-        chars_per_token = self._characters / max(1, num_tokens - marks)
         return SplitReport(
-            len(documents),
-            num_tokens,
-            num_rows,
-            round(padding, 4),
-            cut,
-            unused,
-            round(chars_per_token, 4),
-            tokens_by_source,
+            mode=self._layout.mode,
+            documents=len(documents),
+            tokens=num_tokens,
+            rows=num_rows,
+            padding_fraction=round(padding_fraction(lengths, length, rows), 4) if rows else 0.0,
+            cut_documents=0 if rows else concat_cuts(lengths, length),
+            unused_tokens=0 if rows else concat_unused(lengths, length),
+            chars_per_token=round(self._characters / max(1, num_tokens - marks), 4),
+            text_bytes=self._text_bytes,
+            tokens_by_source={n: int(t) for n, t in zip(self._layout.sources, by_source, strict=True)},
+            lengths=lengths,
         )
-
-
-def packing_metrics(train: SplitReport, val: SplitReport) -> dict:
-    """Return what the manifest records; `index` is the number of a source in `document_sources`."""
-    sources = {
-        name: {"index": i, "train_tokens": tokens, "val_tokens": val.tokens_by_source[name]}
-        for i, (name, tokens) in enumerate(train.tokens_by_source.items())
-    }
-    metrics: dict = {"documents": train.documents + val.documents, "sources": sources}
-    for split, report in (("train", train), ("val", val)):
-        metrics[f"{split}_documents"], metrics[f"{split}_tokens"] = report.documents, report.tokens
-        metrics[f"{split}_rows"] = report.rows
-    metrics |= {"padding_fraction": train.padding_fraction, "val_padding_fraction": val.padding_fraction}
-    metrics |= {"cut_documents": train.cut_documents, "unused_tokens": train.unused_tokens}
-    return metrics | {"chars_per_token": train.chars_per_token}
-
-
-def check_padding(report: SplitReport, max_padding_fraction: float) -> None:
-    """DataError when more of the training rows is padding than allowed."""
-    if report.padding_fraction > max_padding_fraction:
-        raise DataError(
-            f"{report.padding_fraction:.1%} of the training rows would be padding "
-            f"(max_padding_fraction {max_padding_fraction})",
-            fix="choose another sequence_length_tokens, or mode concat",
-        )
-
-
-def check_disjoint(train: PackedDataset, val: PackedDataset) -> None:
-    """Prove on ids that no document is in both splits."""
-    both = np.intersect1d(_as_scalars(train.document_ids), _as_scalars(val.document_ids))
-    if len(both):
-        raise DataError(
-            f"{len(both):,} documents are in train and in val, the first is {both[0].tobytes().hex()}"
-        )
-
-
-def _as_scalars(ids: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(ids).view("V16").reshape(-1)

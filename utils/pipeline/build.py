@@ -10,11 +10,12 @@ done.
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from utils.pipeline.config import LoadedConfig
+from utils.pipeline.config import LoadedConfig, StageConfig
 from utils.pipeline.environment import code_record, environment_record, host_class
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import GUARDS
@@ -35,7 +36,9 @@ from utils.pipeline.seal import (
 from utils.pipeline.unfinished import BuildFolder
 from utils.pipeline.verdict import OK, Change, Verdict, shown
 from utils.pipeline.verify import Mode, Verifier, changes_since, stored_currency
-from utils.pipeline.workspace import Workspace
+from utils.pipeline.workspace import Workspace, program_of
+
+Forecast = Callable[[StageConfig, Workspace], str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Build:
     def fields(self, metrics: dict, tokenizer: dict, rates: dict, started: float) -> dict:
         """The manifest but for its outputs and digests."""
         loaded, config_class = self.loaded, type(self.loaded.config)
-        script = self.workspace.root / "scripts" / f"{self.stage}.py"
+        script = self.workspace.root / program_of(self.stage)[0]
         return {
             "stage": self.stage,
             "stage_version": config_class.stage_version,
@@ -112,7 +115,7 @@ class Build:
             "finished": utc_now(),
             "seconds": round(now - started, 1),
             "rates": rates,
-            "argv": [f"scripts/{self.stage}.py", *self.argv],
+            "argv": [program_of(self.stage)[0], *self.argv],
             "host_class": host_class(),
         }
 
@@ -124,14 +127,16 @@ def begin_build(
     output: Path,
     arguments: argparse.Namespace,
     log: Log,
+    forecast: Forecast | None = None,
 ) -> Build | None:
     """
     Verify what the stage stands on and prepare its build folder; None when there is nothing to do (P25,
-    P26).
+    P26). What a dry run would cost is told by `forecast`.
     """
     verifier = Verifier(workspace, arguments.verify)
     own, verdict = verifier.artifact(output)
-    proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, own if verdict.good else None)
+    whole = own if verdict.good else None
+    proof = prove_inputs(stage, loaded, verifier, arguments.allow_mismatch, whole, arguments.force)
     verdict = _own_verdict(own, verdict, proof)
     altered = verdict.kind in ("tampered", "mismatched") or holds_unknown_files(output)
     if altered and not arguments.force:
@@ -141,8 +146,12 @@ def begin_build(
         log.event("up to date", f"{relative} {was[:12]}", output_digest=was)
         return None
     reason = _why_build(verdict, arguments.force)
+    for corpus, found in proof.corpora.items():
+        log.event("held-out", f"{corpus}: {found}", corpus=corpus, found=found)
     if arguments.dry_run:
         log.event("would build", f"{relative}: {reason}; key {proof.key[:12]}", key=proof.key)
+        if forecast:
+            log.event("forecast", "\n" + forecast(loaded.config, workspace))
         return None
     folder = BuildFolder(stage, loaded, output, proof, fresh=arguments.resume == "never", log=log)
     run_id, resumed = folder.open(force=arguments.force, may_carry=not altered)
@@ -205,8 +214,15 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
     relative = build.workspace.relative(build.output)
     replaced = f", was {build.was[:12]}" if build.was and build.was != manifest.output_digest else ""
     kept = f"; what was altered is kept as {build.output.name}{TAMPERED}" if build.keep_tampered else ""
-    text = f"{relative} {manifest.output_digest[:12]}, {manifest.run.seconds:.1f} s{replaced}{kept}"
+    seconds = f"{_speed(rates)}{manifest.run.seconds:.1f} s"
+    text = f"{relative} {manifest.output_digest[:12]}, {seconds}{replaced}{kept}"
     log.event("done", text, output_digest=manifest.output_digest)
+
+
+def _speed(rates: dict) -> str:
+    """`612,000 tokens/s, ` for tokens_per_second; other rates are for the manifest only."""
+    speed = rates.get("tokens_per_second")
+    return f"{speed:,.0f} tokens/s, " if speed else ""
 
 
 def _second_look(build: Build) -> None:

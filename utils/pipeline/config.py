@@ -88,6 +88,9 @@ class StageConfig(Section):
     carried: ClassVar[str] = ""
     # a file below `log/` that a later build of the same output starts from: what was paid for is kept
 
+    held_out_sources: ClassVar[tuple[str, ...]] = ()
+    # external sources that models are measured on: no corpus behind an input may have been made without them
+
     output: OutputFolder
     """Folder of the artifact, relative to the repository root."""
 

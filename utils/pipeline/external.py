@@ -7,12 +7,15 @@ External sources: the data at the upper end of the chain, which no stage wrote.
 
 import glob
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.hashing import DigestCache, digest, hash_files
 from utils.pipeline.workspace import Workspace
+
+EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class ExternalSource:
     id: str
     files: tuple[Path, ...] = ()
     parts: tuple = ()
+    requested_revision: str = ""
+    resolved_revision: str = ""
 
     @classmethod
     def local(cls, name: str, patterns: list[str], workspace: Workspace) -> "ExternalSource":
@@ -47,16 +52,46 @@ class ExternalSource:
         return cls(name, "local", ", ".join(patterns), tuple(ordered))
 
     @classmethod
+    def evaluation_set(cls, name: str, patterns: list[str], workspace: Workspace) -> "ExternalSource":
+        """Files of an evaluation set that a corpus is kept clean of, told from what it is made of."""
+        found = cls.local(f"{EVALUATION}.{name}", patterns, workspace)
+        return replace(found, kind=EVALUATION)
+
+    @classmethod
     def of_parts(cls, name: str, kind: str, id: str, parts: list) -> "ExternalSource":
         """A source without files of its own; `parts` is canonical JSON that changes when the source does."""
         return cls(name, kind, id, parts=tuple(parts))
+
+    @classmethod
+    def of_hub(cls, name: str, id: str, commit: str, parts: list) -> "ExternalSource":
+        """Something of the Hugging Face Hub at a commit; `parts` are the source digest's (P24)."""
+        return cls(name, "hub", id, (), tuple(parts), commit, commit)
+
+    @classmethod
+    def of_dataset(cls, name: str, id: str, subset: str, split: str, revision: str) -> "ExternalSource":
+        """A dataset of the Hub; a branch or tag is floating until `at` says which commit it stands for."""
+        label = ", ".join(part for part in (id, subset, split) if part)
+        source = cls(name, "hub", label, (), (id, subset, split), revision)
+        return source.at(revision) if re.fullmatch("[0-9a-f]{40}", revision) else source
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it is not known yet which commit a branch or tag stands for."""
+        return self.kind == "hub" and not self.resolved_revision
+
+    def at(self, commit: str) -> "ExternalSource":
+        """The dataset at a commit; the source digest is over id, subset, split and commit (P24)."""
+        return replace(self, parts=(*self.parts[:3], commit), resolved_revision=commit)
 
     def record(self, workspace: Workspace, cache: DigestCache | None = None) -> dict:
         """The entry for `manifest.sources`, hashed now: `digest` enters the key."""
         hashes = hash_files(self.files, cache)
         rows = [[workspace.relative(path), hashes[path].bytes, hashes[path].sha256] for path in self.files]
         files = [{"path": path, "bytes": size, "sha256": sha256} for path, size, sha256 in rows]
-        revision = {"requested_revision": "", "resolved_revision": ""}
+        revision = {
+            "requested_revision": self.requested_revision,
+            "resolved_revision": self.resolved_revision,
+        }
         source_digest = digest("source", rows if self.files else list(self.parts))
         identity = {"name": self.name, "kind": self.kind, "id": self.id}
         return identity | revision | {"files": files, "digest": source_digest, "rows_read": 0, "rows_kept": 0}

@@ -221,6 +221,19 @@ def adapter_fits_base(recorded: str, found: str) -> Found:
     return Verdict("mismatched", detail, "base", recorded, found, waivable=True)
 
 
+def kept_clean_of(corpus: str, corpus_digest: str, missing: Sequence[Mapping]) -> Found:
+    """
+    G27: the corpus behind a model was kept clean of the files it is measured on; `missing` are the
+    others.
+    """
+    if not missing:
+        return None
+    files = name_three([file["path"] for file in missing])
+    lacking = ",".join(sorted(file["sha256"] for file in missing))
+    detail = f"decontamination: {corpus} was not kept clean of {files}"
+    return Verdict("mismatched", detail, "decontamination", corpus_digest, lacking, waivable=True)
+
+
 def keys_known(unknown: Sequence[tuple]) -> Sequence[tuple]:
     """G26: a config holds only keys that somebody reads; returns where the ones are that nobody does."""
     return unknown
@@ -253,4 +266,5 @@ GUARDS: dict[str, Callable] = {
     "G24": waiver_covers,
     "G25": adapter_fits_base,
     "G26": keys_known,
+    "G27": kept_clean_of,
 }

@@ -213,9 +213,12 @@ def plan(nodes: Iterable[Node], verifier: Verifier) -> list[Step]:
     return steps
 
 
-def fix_of(judged: Judged) -> str:
-    """The command that mends one row of `status`."""
+def fix_of(judged: Judged, online: bool = False) -> str:
+    """The command that mends one row of `status`; only a forced build asks the Hub for another commit."""
     path = judged.node.loaded.path
+    if online and judged.verdict.component.startswith("source."):
+        profile = path.split("/")[1]
+        return f"python tools/pipeline.py run {profile} --force {judged.node.stage}"
     if judged.verdict.kind == "mismatched" or needs_force(judged.verdict):
         return build_command(judged.node.stage, path, force=True)
     return run_command(judged.node.stage, path)

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 from utils.pipeline.config import LoadedConfig, input_folders
 from utils.pipeline.guards import GUARDS
+from utils.pipeline.held_out import ALLOWED, KEPT_CLEAN, UNKNOWN, corpora_behind
 from utils.pipeline.inputs import Input, Source
 from utils.pipeline.manifest import Manifest
-from utils.pipeline.refusal import refuse_input, refuse_library, refuse_tokenizers
-from utils.pipeline.tokenizer_identity import carries_tokenizer, tokenizer_block
+from utils.pipeline.refusal import refuse_input, refuse_library, refuse_tokenizers, refuse_unclean
+from utils.pipeline.revisions import known_revisions, pin
+from utils.pipeline.tokenizer_files import carries_tokenizer
+from utils.pipeline.tokenizer_identity import tokenizer_block
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Currency, Link, Verifier, apply_waivers, display_roles
 
@@ -32,6 +35,8 @@ class Proof:
     currency: Currency
     waivers: list[dict]
     tokenizer: dict = field(default_factory=dict)
+    corpora: dict[str, str] = field(default_factory=dict)
+    """Path of every corpus behind a measured model -> whether it was kept clean of what is measured on."""
 
     @property
     def key(self) -> str:
@@ -39,13 +44,18 @@ class Proof:
 
 
 def prove_inputs(
-    stage: str, loaded: LoadedConfig, verifier: Verifier, reason: str = "", own: Manifest | None = None
+    stage: str,
+    loaded: LoadedConfig,
+    verifier: Verifier,
+    reason: str = "",
+    own: Manifest | None = None,
+    forced: bool = False,
 ) -> Proof:
     """
     Verify every input, match their tokenizers and their base. UpstreamError for the worst of them.
 
     `reason` (of --allow-mismatch) accepts waivable verdicts; `own` is the stage's present artifact, whose
-    waivers still hold.
+    waivers still hold; `forced` asks the Hub again what its branches stand for.
     """
     workspace, config = verifier.workspace, loaded.config
     folders = {role: workspace.path(folder) for role, folder in input_folders(config).items()}
@@ -60,10 +70,11 @@ def prove_inputs(
     tokenizer = case.match_tokenizers({found.role: found for found in inputs.values()})
     case.match_base({found.role: found for found in inputs.values()})
     case.refuse_stale(chains)
-    sources = {
-        source.name: Source(source, source.record(workspace), workspace)
-        for source in config.external_sources(workspace)
-    }
+    known = [] if forced else known_revisions(workspace.path(config.output), own)
+    pinned = [pin(source, known) for source in config.external_sources(workspace)]
+    sources = {source.name: Source(source, source.record(workspace), workspace) for source in pinned}
+    held_out = [sources[name] for name in type(config).held_out_sources if name in sources]
+    corpora = case.match_held_out(held_out, inputs) if held_out else {}
     currency = Currency(
         loaded.semantic,
         {role: found.manifest.output_digest for role, found in inputs.items()},
@@ -71,7 +82,7 @@ def prove_inputs(
         type(config).stage_version,
     )
     inherited = [waiver for manifest in manifests for waiver in manifest.waivers]
-    return Proof(stage, inputs, sources, currency, _unique([*inherited, *case.used]), tokenizer)
+    return Proof(stage, inputs, sources, currency, _unique([*inherited, *case.used]), tokenizer, corpora)
 
 
 @dataclass
@@ -162,6 +173,20 @@ class _Case:
             if verdict and not self._allows(role, verdict):
                 link = Link(found.path, found.manifest.stage, role, 0, verdict, found.manifest)
                 raise refuse_input(self.stage, role, [link], link, self.verifier, self.config_path)
+
+    def match_held_out(self, sets: Sequence[Source], inputs: Mapping[str, Input]) -> dict[str, str]:
+        """Every corpus behind the inputs was kept clean of these files; an ancestor may be unknown (D21)."""
+        found = {}
+        for corpus in corpora_behind(inputs.values(), self.verifier):
+            found[corpus.path] = UNKNOWN
+            if corpus.manifest is None:
+                continue
+            missing = [file for one in sets for file in corpus.lacks(one)]
+            verdict = GUARDS["G27"](corpus.path, corpus.manifest.output_digest, missing)
+            if verdict and not self._allows("decontamination", verdict):
+                raise refuse_unclean(self.stage, verdict, corpus.manifest, missing, self.config_path)
+            found[corpus.path] = ALLOWED if verdict else KEPT_CLEAN
+        return found
 
 
 def _unique(waivers: list[dict]) -> list[dict]:

@@ -12,15 +12,16 @@ from pathlib import Path
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.guards import MANIFEST
 from utils.pipeline.inputs import Input
+from utils.pipeline.manifest import Manifest
+from utils.pipeline.tokenizer_files import carries_tokenizer
 from utils.pipeline.tokenizer_identity import (
-    carries_tokenizer,
     changed_probe,
     describe_difference,
     tokenizer_block,
 )
 from utils.pipeline.verdict import Verdict, shown
 from utils.pipeline.verify import Link, Verifier
-from utils.pipeline.workspace import Workspace
+from utils.pipeline.workspace import Workspace, program_of
 
 ALLOW_LINE = '\n  or        --allow-mismatch "why this is fine" (recorded in everything built from it)'
 
@@ -41,7 +42,7 @@ def profile_of(config_path: str) -> str:
 
 
 def build_command(stage: str, config_path: str, force: bool = False) -> str:
-    return f"python scripts/{stage}.py --config {config_path}" + (" --force" if force else "")
+    return f"python {' '.join(program_of(stage))} --config {config_path}" + (" --force" if force else "")
 
 
 def run_command(stage: str, config_path: str) -> str:
@@ -199,6 +200,18 @@ def _tokenizer_difference(blocks: Sequence[Mapping], folders: Sequence[Path]) ->
         text for name, text in FIELD_NAMES.items() if any(block[name] != blocks[0][name] for block in blocks)
     ]
     return "; ".join(different)
+
+
+def refuse_unclean(
+    stage: str, verdict: Verdict, corpus: Manifest, missing: Sequence[Mapping], config_path: str
+) -> UpstreamError:
+    """The error for a corpus that was not kept clean of the texts that a model is measured on."""
+    lines = [f"{stage} cannot start: {verdict}"]
+    lines += [f"  missing   {file['path']}   sha256 {file['sha256'][:12]}" for file in missing[:3]]
+    profile = profile_of(config_path)
+    rebuild = f"python tools/pipeline.py run {profile}" if profile else run_command(stage, config_path)
+    fix = f"add them to decontaminate.against of {corpus.config.path}, then: {rebuild}{ALLOW_LINE}"
+    return UpstreamError("\n".join(lines), fix=fix, **verdict_fields(verdict, "decontamination"))
 
 
 def refuse_library(

@@ -23,7 +23,7 @@ from utils.pipeline.plan import Judged, Node, judge, known_to, read_profile
 from utils.pipeline.signals import INTERRUPTED, PREEMPTED, handled
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier
-from utils.pipeline.workspace import Workspace
+from utils.pipeline.workspace import Workspace, program_of
 
 Launcher = Callable[[Sequence[str], Path], int]
 TRAINING_STAGES = ("50_pretrain", "70_train_sft", "90_train_preferences")
@@ -91,7 +91,7 @@ def _bring_up_to_date(
 
 
 def _command(node: Node, forced: bool, accelerate: str, mode: str) -> list[str]:
-    script = ["scripts/" + node.stage + ".py", "--config", node.loaded.path, "--verify", mode]
+    script = [*program_of(node.stage), "--config", node.loaded.path, "--verify", mode]
     script += ["--force"] if forced else []
     if accelerate and node.stage in TRAINING_STAGES:
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.pipeline.build import Build, begin_build, finish_build
+from utils.pipeline.build import Build, Forecast, begin_build, finish_build
 from utils.pipeline.config import StageConfig, load_config
 from utils.pipeline.ending import record_ending
 from utils.pipeline.errors import (
@@ -44,7 +44,7 @@ from utils.pipeline.ranks import Ranks
 from utils.pipeline.seal import repair
 from utils.pipeline.signals import StopRequest
 from utils.pipeline.verify import verify_artifact
-from utils.pipeline.workspace import REPOSITORY, Workspace
+from utils.pipeline.workspace import REPOSITORY, Workspace, program_of
 
 if TYPE_CHECKING:
     import numpy
@@ -92,6 +92,14 @@ class Stage:
         """Mismatches that were allowed here or below; cards must name them."""
         return self.build.proof.waivers
 
+    @property
+    def corpora(self) -> dict[str, str]:
+        """
+        Corpus behind the inputs -> `kept clean` of what the stage measures on, `allowed` though it was not,
+        or `unknown`.
+        """
+        return self.build.proof.corpora
+
     def log(self, event: str, message: str = "", **fields: object) -> None:
         """One line for people, one JSON line in `log/`."""
         self.log_writer.event(event, message, **fields)
@@ -134,10 +142,15 @@ class Stage:
         return self.build.seal_checkpoint(folder, checkpoint, self.tokenizer or self.build.proof.tokenizer)
 
 
-def run_stage(name: str, config_class: type[StageConfig], main: Main) -> None:
-    """Run a stage from the command line and leave the process with its exit code."""
+def run_stage(
+    name: str, config_class: type[StageConfig], main: Main, forecast: Forecast | None = None
+) -> None:
+    """
+    Run a stage from the command line and leave the process with its exit code; `forecast` says what a dry
+    run would cost.
+    """
     ranks = Ranks.from_environment()
-    code = execute(name, config_class, main, sys.argv[1:], ranks=ranks)
+    code = execute(name, config_class, main, sys.argv[1:], ranks=ranks, forecast=forecast)
     ranks.leave(code)
 
 
@@ -148,6 +161,7 @@ def execute(
     argv: list[str],
     workspace: Workspace = REPOSITORY,
     ranks: Ranks | None = None,
+    forecast: Forecast | None = None,
 ) -> int:
     """
     Run a stage and return its exit code; every expected failure has been printed as one message by then.
@@ -160,7 +174,9 @@ def execute(
     try:
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
-            return _run(name, config_class, main, arguments, workspace, ranks, log, stop, stack, started)
+            return _run(
+                name, config_class, main, forecast, arguments, workspace, ranks, log, stop, stack, started
+            )
     except Stopped as stopped:
         log.event("stopped", f"everything committed is kept; rerun to continue (exit {stopped.exit_code})")
         return stopped.exit_code
@@ -181,7 +197,8 @@ def execute(
 
 def parse_arguments(name: str, argv: list[str]) -> argparse.Namespace:
     """The command line that all stages share: paths and run-time switches, no hyperparameters."""
-    parser = argparse.ArgumentParser(prog=f"scripts/{name}.py", description=f"Lockstep stage {name}.")
+    program = " ".join(program_of(name))
+    parser = argparse.ArgumentParser(prog=program, description=f"Lockstep stage {name}.")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the stage's JSON config")
     parser.add_argument("--force", action="store_true", help="build again, even over altered files")
     parser.add_argument(
@@ -212,6 +229,7 @@ def _run(
     name: str,
     config_class: type[StageConfig],
     main: Main,
+    forecast: Forecast | None,
     arguments: argparse.Namespace,
     workspace: Workspace,
     ranks: Ranks,
@@ -227,7 +245,7 @@ def _run(
     def begin() -> Build | None:
         if not arguments.dry_run:
             _take_output(output, workspace, log, stack)
-        return begin_build(name, loaded, workspace, output, arguments, log)
+        return begin_build(name, loaded, workspace, output, arguments, log, forecast)
 
     build = None
     try:

@@ -12,8 +12,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from utils.pipeline.errors import DataError
 from utils.pipeline.hashing import digest, sha256_hex
+from utils.pipeline.tokenizer_files import SPECIALS, TEMPLATE_FILE, Processor, model_path, open_processor
 
 PROBES = [
     "", "Hello world", " hello", "  two  spaces", "line one\nline two\n\nline four", "\ttab\tand trailing ",
@@ -23,15 +23,9 @@ PROBES = [
     "https://example.org/a?b=c&d=1#e", "<|im_start|>user\nhi<|im_end|>\n", "<s>text</s><unk><pad>",
     '{"a": [1, 2.5, null]}', "ALL CAPS AND MiXeD", "a" * 64, "\r\n", "\xa0nbsp\u200bzero",
 ]  # fmt: skip
-SPECIALS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 TURN_MARKS = ("<|im_start|>", "<|im_end|>")
-MODEL_FILE, TEMPLATE_FILE, REPORT_FILE = "tokenizer.model", "chat_template.jinja", "report.json"
-_NORMAL_PIECE, _CONTROL_PIECE = 1, 3
-
-
-def carries_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds tokenizer files of its own."""
-    return (folder / MODEL_FILE).is_file()
+REPORT_FILE = "report.json"
+_UNKNOWN_PIECE, _CONTROL_PIECE = 2, 3
 
 
 def tokenizer_block(folder: Path, chat_template: str | None = None) -> dict:
@@ -39,15 +33,15 @@ def tokenizer_block(folder: Path, chat_template: str | None = None) -> dict:
     The tokenizer block of a manifest for the files in `folder`.
 
     `chat_template` is its text; None reads `chat_template.jinja` from the folder, and no such file means "".
-    DataError if the files cannot be read as a SentencePiece model.
+    DataError if the files cannot be read.
     """
     if chat_template is None:
         template_file = folder / TEMPLATE_FILE
         chat_template = template_file.read_text(encoding="utf-8") if template_file.is_file() else ""
     template_sha256 = sha256_hex(chat_template.encode()) if chat_template else ""
-    return seal_block(
-        _identity((folder / MODEL_FILE).read_bytes()) | {"chat_template_sha256": template_sha256}
-    )
+    model_sha256 = sha256_hex(model_path(folder).read_bytes())
+    identity = _identity(model_sha256, open_processor(folder))
+    return seal_block(identity | {"chat_template_sha256": template_sha256})
 
 
 def seal_block(fields: dict) -> dict:
@@ -62,25 +56,18 @@ def with_template(block: dict, chat_template: str) -> dict:
 
 
 @lru_cache(maxsize=8)
-def _identity(model: bytes) -> dict:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except RuntimeError as error:
-        raise DataError(f"{MODEL_FILE} is not a SentencePiece model: {error}") from None
+def _identity(model_sha256: str, processor: Processor) -> dict:
     pieces = pieces_of(processor)
     return {
-        "model_sha256": sha256_hex(model),
+        "model_sha256": model_sha256,
         "pieces_sha256": digest("pieces", pieces),
         "vocab_size": len(pieces),
-        "special_ids": _special_ids(pieces),
+        "special_ids": _special_ids(pieces, processor),
         "probe_sha256": digest("probe", encode_probes(processor)),
     }
 
 
-def encode_probes(processor: object) -> list[list[int]]:
+def encode_probes(processor: Processor) -> list[list[int]]:
     """
     The ids of every probe, as user text without BOS or EOS; a seam, so that a test can stand in for
     another library.
@@ -88,7 +75,7 @@ def encode_probes(processor: object) -> list[list[int]]:
     return [processor.encode(probe) for probe in PROBES]
 
 
-def pieces_of(processor: object) -> list[list]:
+def pieces_of(processor: Processor) -> list[list]:
     """
     [[piece, score, type], ...] in id order, types numbered as in SentencePiece's own model file. The library
     does not tell user-defined pieces (4) from normal ones (1), so both are 1 here.
@@ -99,20 +86,31 @@ def pieces_of(processor: object) -> list[list]:
     ]
 
 
-def _piece_type(processor: object, index: int) -> int:
+def _piece_type(processor: Processor, index: int) -> int:
     if processor.is_unknown(index):
-        return 2
+        return _UNKNOWN_PIECE
     if processor.is_control(index):
         return _CONTROL_PIECE
     if processor.is_unused(index):
         return 5
-    return 6 if processor.is_byte(index) else _NORMAL_PIECE
+    return 6 if processor.is_byte(index) else 1
 
 
-def _special_ids(pieces: list[list]) -> dict[str, int]:
-    ids = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind != _NORMAL_PIECE}
-    named = {name: ids.get(piece, -1) for name, piece in SPECIALS.items()}
-    return named | {mark: ids.get(mark, -1) for mark in TURN_MARKS}
+def _special_ids(pieces: list[list], processor: Processor) -> dict[str, int]:
+    """
+    The ids that the files assign to a role, else those of a special piece with its usual spelling, else -1.
+    """
+    special = {
+        piece: index
+        for index, (piece, _, kind) in enumerate(pieces)
+        if kind in (_UNKNOWN_PIECE, _CONTROL_PIECE)
+    }
+    assigned = {"unk": processor.unk_id(), "bos": processor.bos_id()}
+    assigned |= {"eos": processor.eos_id(), "pad": processor.pad_id()}
+    named = {
+        name: found if found >= 0 else special.get(SPECIALS[name], -1) for name, found in assigned.items()
+    }
+    return named | {mark: special.get(mark, -1) for mark in TURN_MARKS}
 
 
 def describe_difference(folders: tuple[Path, Path]) -> str:
@@ -120,18 +118,15 @@ def describe_difference(folders: tuple[Path, Path]) -> str:
     What differs between the tokenizers of two folders: bytes, first piece, first probe; for one refusal
     message.
     """
-    import sentencepiece
-
     found = []
-    processors = [
-        sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE)) for folder in folders
-    ]
-    if (folders[0] / MODEL_FILE).read_bytes() != (folders[1] / MODEL_FILE).read_bytes():
+    processors = [open_processor(folder) for folder in folders]
+    first, second = (model_path(folder).read_bytes() for folder in folders)
+    if first != second:
         found.append("model bytes")
     pieces = [[row[0] for row in pieces_of(processor)] for processor in processors]
-    for index, (first, second) in enumerate(zip(*pieces, strict=False)):
-        if first != second:
-            found.append(f'pieces (first: id {index} "{first}" against "{second}")')
+    for index, (ours, theirs) in enumerate(zip(*pieces, strict=False)):
+        if ours != theirs:
+            found.append(f'pieces (first: id {index} "{ours}" against "{theirs}")')
             break
     found += first_differing_probe(*[encode_probes(processor) for processor in processors])
     return "; ".join(found)
@@ -144,11 +139,9 @@ def changed_probe(folder: Path) -> str:
     Only the digest of the probes is in a manifest; the ids themselves are kept so that a refusal can name
     one.
     """
-    import sentencepiece
-
     report = folder / REPORT_FILE
     recorded = json.loads(report.read_text(encoding="utf-8")).get("probe_ids", []) if report.is_file() else []
-    now = encode_probes(sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE)))
+    now = encode_probes(open_processor(folder))
     found = first_differing_probe(recorded, now) if len(recorded) == len(now) else []
     return found[0] if found else ""
 

@@ -17,9 +17,11 @@ from typing import Literal
 
 from utils.pipeline.config import LoadedConfig, StageConfig, input_folders, load_config
 from utils.pipeline.errors import ConfigError
+from utils.pipeline.external import ExternalSource
 from utils.pipeline.guards import GUARDS, MANIFEST
 from utils.pipeline.hashing import hash_files
 from utils.pipeline.manifest import Manifest, compute_key, files_in, read_manifest
+from utils.pipeline.revisions import kept, known_revisions, resolve
 from utils.pipeline.verdict import OK, Change, Verdict, shown, worst
 from utils.pipeline.workspace import Workspace
 
@@ -88,12 +90,13 @@ def stored_currency(manifest: Manifest) -> Currency:
 class Verifier:
     """
     Judges artifacts of one workspace; `mode` is how files are hashed (P39), ancestors are always checked
-    by the cache.
+    by the cache. `online` asks the Hub what its branches stand for now.
     """
 
-    def __init__(self, workspace: Workspace, mode: Mode = "full") -> None:
+    def __init__(self, workspace: Workspace, mode: Mode = "full", online: bool = False) -> None:
         self.workspace = workspace
         self.mode = mode
+        self.online = online
         self.configs: dict[Path, LoadedConfig] = {}  # output folder -> who writes it, where that is known
         self._artifacts: dict[Path, tuple[Mode, Manifest | None, Verdict]] = {}
         self._manifests: dict[Path, tuple[Manifest | None, Verdict]] = {}
@@ -230,9 +233,18 @@ class Verifier:
             if stored:
                 return dict(stored)
             raise
-        return {source.name: self._source_digest(source) for source in found}
+        pinned = [self._pinned(source, self.workspace.path(config.output)) for source in found]
+        return {source.name: self._source_digest(source) for source in pinned}
 
-    def _source_digest(self, source: object) -> str:
+    def _pinned(self, source: ExternalSource, output: Path) -> ExternalSource:
+        """A branch of the Hub at the commit that was resolved for it; floating still if none ever was."""
+        if not source.is_floating:
+            return source
+        if self.online:
+            return resolve(source)
+        return kept(source, known_revisions(output, self.manifest(output))) or source
+
+    def _source_digest(self, source: ExternalSource) -> str:
         identity = (source.name, source.files, repr(source.parts))
         if identity not in self._sources:
             cache = self.workspace.digest_cache if self.mode == "cached" else None

@@ -2,7 +2,7 @@
 tokenizer.json and tokenizer_config.json: the same tokenizer for the tokenizers and transformers libraries.
 
 Built here from the pieces, because transformers' converter needs protobuf, which is installed only by
-accident. The merges are every split of a piece into two pieces, by score, then left id, then right id.
+accident. The merges of BPE are every split of a piece into two pieces, by score, then left id, then right id.
 
     >>> write_hf_files(folder)                           # reads tokenizer.model, writes both files
     >>> transformers.AutoTokenizer.from_pretrained(folder)
@@ -13,30 +13,28 @@ from pathlib import Path
 
 import sentencepiece
 
-from utils.pipeline.tokenizer_identity import MODEL_FILE
+from utils.pipeline.tokenizer_files import CONFIG_FILE, JSON_FILE, MODEL_FILE
+from utils.tokenizer.words import WORD_MARK, is_text
 
-WORD_MARK = "\u2581"
+# the library's unigram would read a typed "<s>" as the piece; the letters of the spelling cost less than this
+NEVER = -1_000.0
 
 
-def write_hf_files(folder: Path) -> None:
+def write_hf_files(folder: Path, recipe: str = "llama_bpe") -> None:
     """Write tokenizer.json and tokenizer_config.json next to tokenizer.model."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-    text = build_tokenizer(processor).to_str(pretty=False)
-    (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+    text = build_tokenizer(processor, recipe).to_str(pretty=False)
+    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
     config = json.dumps(tokenizer_config(), indent=1, sort_keys=True)
-    (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
 
-def build_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> "object":
+def build_tokenizer(processor: sentencepiece.SentencePieceProcessor, recipe: str) -> "object":
     """Return a `tokenizers.Tokenizer` that gives the ids of the SentencePiece model."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 
     size = processor.get_piece_size()
-    vocabulary = {processor.id_to_piece(i): i for i in range(size)}
-    model = models.BPE(
-        vocab=vocabulary, merges=merges_of(processor), unk_token="<unk>", fuse_unk=True, byte_fallback=True
-    )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_unigram(processor) if recipe == "unigram" else _bpe(processor))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_MARK, prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -48,12 +46,29 @@ def build_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> "object"
     return tokenizer
 
 
+def _bpe(processor: sentencepiece.SentencePieceProcessor) -> "object":
+    from tokenizers import models
+
+    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    return models.BPE(
+        vocab=vocabulary, merges=merges_of(processor), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+
+
+def _unigram(processor: sentencepiece.SentencePieceProcessor) -> "object":
+    from tokenizers import models
+
+    scored = [
+        (processor.id_to_piece(i), processor.get_score(i) if is_text(processor, i) else NEVER)
+        for i in range(processor.get_piece_size())
+    ]
+    return models.Unigram(scored, unk_id=processor.unk_id(), byte_fallback=True)
+
+
 def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
     """Return all merges in the order in which BPE must try them."""
-    normal = {}
-    for i in range(processor.get_piece_size()):
-        if not (processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i)):
-            normal[processor.id_to_piece(i)] = i
+    size = processor.get_piece_size()
+    normal = {processor.id_to_piece(i): i for i in range(size) if is_text(processor, i)}
     found = []
     for piece, i in normal.items():
         for at in range(1, len(piece)):

@@ -12,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import sentencepiece
-
-from utils.pipeline.errors import DataError
+from utils.pipeline.errors import DataError, StageError
 from utils.pipeline.hashing import REPOSITORY_ROOT
-from utils.pipeline.tokenizer_identity import MODEL_FILE, SPECIALS, pieces_of
+from utils.pipeline.tokenizer_files import MODEL_FILE, open_model
+from utils.pipeline.tokenizer_identity import pieces_of, tokenizer_block
+from utils.pipeline.tokenizer_model import model_settings
 
 TIMEOUT_SECONDS = 300
 
@@ -31,13 +31,20 @@ def encode_with_llama_cpp(folder: Path, texts: list[str]) -> list[list[int]] | N
     with tempfile.TemporaryDirectory() as scratch:
         gguf_path = Path(scratch) / "vocabulary.gguf"
         write_vocabulary_gguf(folder, gguf_path)
-        child = subprocess.run(
-            [sys.executable, "-m", "utils.tokenizer.llama_cpp", str(gguf_path)],
-            input=json.dumps(texts).encode(),
-            capture_output=True,
-            cwd=REPOSITORY_ROOT,
-            timeout=TIMEOUT_SECONDS,
-        )
+        command = [sys.executable, "-m", "utils.tokenizer.llama_cpp", str(gguf_path)]
+        try:
+            child = subprocess.run(
+                command,
+                input=json.dumps(texts).encode(),
+                capture_output=True,
+                cwd=REPOSITORY_ROOT,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise StageError(
+                f"llama.cpp did not tokenise {len(texts):,} texts in {TIMEOUT_SECONDS} s",
+                fix="rerun on a machine with less to do",
+            ) from None
     if child.returncode:
         last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise DataError(f"llama.cpp refuses this vocabulary (exit {child.returncode}): {' '.join(last)}")
@@ -48,8 +55,9 @@ def write_vocabulary_gguf(folder: Path, path: Path) -> None:
     """Write a GGUF that holds the tokenizer and no tensors."""
     from gguf import GGUFWriter
 
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-    pieces = pieces_of(processor)
+    model = (folder / MODEL_FILE).read_bytes()
+    processor = open_model(model)
+    pieces, special = pieces_of(processor), tokenizer_block(folder)["special_ids"]
     writer = GGUFWriter(path, "llama")
     writer.add_vocab_size(len(pieces))
     writer.add_tokenizer_model("llama")
@@ -63,9 +71,10 @@ def write_vocabulary_gguf(folder: Path, path: Path) -> None:
         ("eos", writer.add_eos_token_id),
         ("pad", writer.add_pad_token_id),
     ):
-        add(processor.piece_to_id(SPECIALS[name]))
+        if special[name] >= 0:
+            add(special[name])
     writer.add_add_bos_token(False)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(model_settings(model).add_dummy_prefix)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

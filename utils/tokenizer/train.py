@@ -1,14 +1,14 @@
 r"""
-The llama_bpe recipe: a SentencePiece BPE model whose ids are equal in sentencepiece, transformers and
-llama.cpp.
+The recipes: `llama_bpe`, a SentencePiece BPE model whose ids are equal in sentencepiece, tokenizers and
+llama.cpp, and `unigram` for those who need no GGUF.
 
-Of eight recipes tried it is the one that agrees in all three: no normalisation, no dummy prefix, byte
+Of eight recipes tried llama_bpe is the one that agrees in all three: no normalisation, no dummy prefix, byte
 fallback. The text is fed line by line, so a newline is always the single piece <0x0A> and never glued to a
 sentence end. One thread and our own sample make the file the same on every machine.
 
     ids   0 <unk>  1 <s>  2 </s>  3 <pad>  4 <|im_start|>  5 <|im_end|>  6-19 <|reserved_0|> ..  20-275 bytes
 
-    >>> sentences = training_sentences(texts)
+    >>> sentences = training_sentences(choose_sample(lines, 64 << 20, seed=0).texts)
     >>> model = train_model(sentences, vocab_size=4096)             # the bytes of tokenizer.model
 """
 
@@ -16,12 +16,17 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from operator import itemgetter
 
 from utils.pipeline.errors import DataError
 from utils.pipeline.hashing import unit_hash
 
 RESERVED = [f"<|reserved_{i}|>" for i in range(14)]
 CONTROL_SYMBOLS = ["<|im_start|>", "<|im_end|>", *RESERVED]
+SPECIAL_PIECES = ["<unk>", "<s>", "</s>", "<pad>", *CONTROL_SYMBOLS]
+FIRST_BYTE, FIRST_LEARNED = len(SPECIAL_PIECES), len(SPECIAL_PIECES) + 256
 # SentencePiece leaves out lines of more than 4,192 bytes
 MAX_LINE_BYTES = 4_000
 RECIPE: dict[str, object] = {
@@ -45,33 +50,36 @@ RECIPE: dict[str, object] = {
     "num_threads": 1,
     "minloglevel": 2,
 }
+# every printable ASCII character is a piece of its own, so that a typed "<s>" is spelled and not looked up
+_UNIGRAM = {"model_type": "unigram", "required_chars": "".join(map(chr, range(0x21, 0x7F)))}
+RECIPES = {"llama_bpe": RECIPE, "unigram": RECIPE | _UNIGRAM}
 _TOO_HIGH = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
+_TOO_LOW = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
 
 
-def choose_documents(sizes: dict[str, int], sample_bytes: int, seed: int) -> set[str]:
-    """Return the ids of documents, taken in order of their hash until they hold `sample_bytes`."""
-    chosen: set[str] = set()
-    total = 0
-    for id in sorted(sizes, key=lambda id: (unit_hash("tokenizer", seed, id), id)):
-        if total >= sample_bytes:
-            break
-        chosen.add(id)
-        total += sizes[id]
-    return chosen
+@dataclass(frozen=True)
+class Sample:
+    """Texts to train on, in shard order, and how many documents there were to choose from."""
+
+    texts: list[str]
+    num_documents: int
 
 
-def sample_texts(lines: Iterable[bytes], chosen: set[str]) -> Iterator[str]:
-    """Yield the texts of the chosen documents of a corpus split, in shard order."""
-    for line in lines:
-        row = json.loads(line)
-        if row["id"] in chosen:
-            yield row["text"]
+def choose_sample(lines: Iterable[bytes], sample_bytes: int, seed: int) -> Sample:
+    """
+    Choose the documents that come first by their hash, as many as it takes to hold `sample_bytes`.
 
-
-def document_sizes(lines: Iterable[bytes]) -> dict[str, int]:
-    """Return the UTF-8 size of every document of a corpus split, by id."""
-    rows = map(json.loads, lines)
-    return {row["id"]: len(row["text"].encode()) for row in rows}
+    One pass over the rows of a split; never holds much more than the sample itself.
+    """
+    chosen: list[tuple[int, int, int, str]] = []
+    held = position = 0
+    for position, row in enumerate(map(json.loads, lines), start=1):
+        size = len(row["text"].encode())
+        heappush(chosen, (-unit_hash("tokenizer", seed, row["id"]), position, size, row["text"]))
+        held += size
+        while held - chosen[0][2] >= sample_bytes:
+            held -= heappop(chosen)[2]
+    return Sample([text for _, _, _, text in sorted(chosen, key=itemgetter(1))], position)
 
 
 def training_sentences(texts: Iterable[str]) -> Iterator[str]:
@@ -95,14 +103,16 @@ def _cut(line: str) -> Iterator[str]:
     yield data.decode()
 
 
-def train_model(sentences: Iterable[str], vocab_size: int) -> bytes:
-    """Train and return the bytes of tokenizer.model. DataError when the text cannot give so many pieces."""
+def train_model(sentences: Iterable[str], vocab_size: int, recipe: str = "llama_bpe") -> bytes:
+    """
+    Train and return the bytes of tokenizer.model. DataError when the text cannot give just so many pieces.
+    """
     import sentencepiece
 
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **RECIPE
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **RECIPES[recipe]
         )
     except RuntimeError as error:
         raise _readable(str(error), vocab_size) from None
@@ -110,11 +120,17 @@ def train_model(sentences: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _readable(message: str, vocab_size: int) -> DataError:
-    too_high = _TOO_HIGH.search(message)
-    if too_high:
+    if too_high := _TOO_HIGH.search(message):
         return DataError(
-            f"the corpus is too small for a vocabulary of {vocab_size:,}",
-            fix=f"set vocab_size to {too_high[1]} or less, or add text",
+            f"the corpus is too small for a vocabulary of {vocab_size:,}; "
+            f"the largest possible one is {int(too_high[1]):,}",
+            fix=f'set "vocab_size" to {too_high[1]} or less, or add text',
+        )
+    if too_low := _TOO_LOW.search(message):
+        return DataError(
+            f"a vocabulary of {vocab_size:,} has no room for the {int(too_low[1]):,} characters, bytes and "
+            "control symbols that it must hold",
+            fix=f'set "vocab_size" to more than {too_low[1]}',
         )
     return DataError(
         f"SentencePiece could not train on this corpus: {message.strip()}",
