@@ -7,7 +7,7 @@ Reads   a provider: an API whose key is in the environment, or the offline teach
 Writes  <dataset>/dataset.jsonl for each dataset of the config, failures.jsonl, DATA_CARD.md, manifest.json
 
 Counts are exact or the stage fails. Every reply is journalled when it arrives: after kill -9 the same command
-asks only for what is missing.
+asks only for what is missing, and so does one whose config only asks for more.
 """
 
 import sys
@@ -17,23 +17,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 from utils.config.generate import GenerateConfig
 from utils.pipeline.stage import Stage, run_stage
+from utils.pipeline.workspace import Workspace
 
 
 def main(config: GenerateConfig, stage: Stage) -> dict:
     from utils.generate.run import generate
-    from utils.generate.write import write_outputs
 
-    generated = generate(config, stage.partial, log=stage.log, stopping=lambda: stage.stopping)
+    generated = generate(config, stage.partial, stage.workspace, stage.log, lambda: stage.stopping)
     if generated is None:
         stage.stop_point()
-    metrics = write_outputs(config, generated, stage.partial)
-    for name, counts in metrics["datasets"].items():
+    for name, counts in generated.metrics["datasets"].items():
         stage.log(
             "generated", f"{name:<12}{counts['rows']:>8,} rows  {counts['mode']}", dataset=name, **counts
         )
     stage.run_info(calls_made=generated.calls_made, usage=generated.usage)
-    return metrics
+    return generated.metrics
+
+
+def forecast(config: GenerateConfig, workspace: Workspace) -> str:
+    """What --dry-run says besides: calls, tokens, money, time."""
+    from utils.generate.estimate import estimate
+    from utils.generate.given import Given
+
+    return estimate(config, len(Given.read(config, workspace).topics)).text()
 
 
 if __name__ == "__main__":
-    run_stage("10_generate", GenerateConfig, main)
+    run_stage("10_generate", GenerateConfig, main, forecast)

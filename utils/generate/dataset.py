@@ -1,203 +1,197 @@
 """
-One dataset, filled to its exact count: subtopics, then prompts and rows side by side, in rounds.
+One dataset, filled to its exact count: three levels at the same time, decided in level order.
 
-Calls run at the same time; decisions are made in level order (subtopic, prompt). So what is accepted depends
-on the replies alone, never on which came first, and a run that was killed and continued ends with the same
-rows.
+    dataset = Dataset(config, "chat", calls, desk, starter, topics=[], prompts=None)
+    await dataset.fill()            # StageError names what is missing and why; everything accepted is kept
 
-    rows = await Dataset(config, "chat", calls).fill()
+Subtopics start their prompts at once, prompts their rows at once. Whether a row is accepted is decided in the
+order of level, subtopic and prompt, so it depends on the replies alone.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
 
 from utils.config.generate import GenerateConfig
 from utils.generate.calls import Calls
+from utils.generate.desk import Desk
+from utils.generate.given import PromptsFile
 from utils.generate.lists import ListMaker
-from utils.generate.rows import Failure, Prompt, Row, RowMaker, row_content
-from utils.generate.validate import normalised
+from utils.generate.prompts import PromptLevel
+from utils.generate.rows import EXCERPT_CHARACTERS, Failure, Made, RowMaker
+from utils.generate.starter import Starter
+from utils.generate.state import deal
+from utils.generate.topics import TopicLevel
 from utils.pipeline.errors import StageError
-
-LONGEST_ENTRY_CHARACTERS = 2000
-
-
-@dataclass
-class Subtopic:
-    """One subtopic: what it was dealt, what it has, and how often in a row it was asked in vain."""
-
-    name: str
-    quota: int
-    rows: list[Row] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    reserve: list[Prompt] = field(default_factory=list)
-    dry_turns: int = 0
-
-    @property
-    def exhausted(self) -> bool:
-        """Asked twice, and nothing new came."""
-        return self.dry_turns >= 2
 
 
 class Dataset:
-    """The state of one dataset while it fills."""
+    """The filling of one dataset."""
 
-    def __init__(self, config: GenerateConfig, name: str, calls: Calls) -> None:
-        self.name = name
-        self.spec = config.datasets[name]
-        self._refill = config.refill
-        self._lists = ListMaker(config, name, calls)
-        self._rows = RowMaker(config, name, calls)
-        self._known_prompts: set[str] = set()
-        self._known_rows: set[str] = set()
-        self._tasks: set[asyncio.Task] = set()
-        self.subtopics: list[Subtopic] = []
-        self.failures: list[Failure] = []
-        self.duplicate_prompts = 0
-        self._made = 0
+    def __init__(
+        self,
+        config: GenerateConfig,
+        name: str,
+        calls: Calls,
+        desk: Desk,
+        starter: Starter,
+        topics: list[str],
+        prompts: PromptsFile | None,
+    ) -> None:
+        self.name, self.spec, self.state = name, config.datasets[name], desk.state
+        self._desk, self._starter = desk, starter
+        self._most_idle = config.refill.max_refill_rounds
+        lists = None if prompts else ListMaker(config, name, calls)
+        rows = RowMaker(config, name, calls)
+        self.prompts = PromptLevel(config, desk, lists, rows, starter, prompts, lambda: self._topics.done)
+        given = [""] if prompts else topics
+        self._topics = TopicLevel(config, desk, lists, starter, given, self.prompts.open)
+        self._num_given = len(given)
+        self._at_start = self.state.rows
 
     @property
-    def rows(self) -> list[Row]:
-        """Accepted rows in level order."""
-        return [row for subtopic in self.subtopics for row in subtopic.rows]
+    def num_rows(self) -> int:
+        """Units that the dataset must have."""
+        return self.spec.num_rows or self._num_given * self.spec.num_prompts_per_subtopic
 
     @property
     def missing(self) -> int:
-        return self.spec.rows - sum(len(subtopic.rows) for subtopic in self.subtopics)
+        return self.num_rows - self.state.rows
 
     @property
     def finished(self) -> int:
         """Rows made so far, whether their turn to be accepted has come or not; for progress only."""
-        return self._made
+        return min(self.num_rows, max(self.state.rows, self._at_start + self.prompts.made))
 
     async def leave(self) -> None:
         """Give up what is still under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._starter.leave()
 
-    def reasons(self) -> Counter[str]:
-        """Why units were not accepted, by reason."""
-        failed_lists = Counter(f"list_{failure.reason}" for failure in self._lists.failed)
-        duplicates = Counter(duplicate_prompt=self.duplicate_prompts)
-        return Counter(failure.reason for failure in self.failures) + duplicates + failed_lists
+    async def fill(self) -> None:
+        """Accept rows until the count is reached. StageError when it cannot be."""
+        if not self.missing:
+            return
+        work = [self._fill_levels(), self.prompts.admit(), self._starter.run()]
+        tasks = [asyncio.create_task(part) for part in work]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def fill(self) -> list[Row]:
-        """Exactly `rows` rows. StageError names what is missing and why; everything accepted is kept."""
-        await self._fill_subtopics()
-        turn, idle_rounds = 0, 0
-        while self.missing and idle_rounds <= self._refill.max_refill_rounds:
-            before = self.missing
-            wanted = self._wanted()
-            if not wanted:
+    async def _fill_levels(self) -> None:
+        self.prompts.resume()
+        if self.state.level < 0:
+            self._deal()
+        while True:
+            topics = asyncio.create_task(self._topics.fill())
+            try:
+                await self._level(topics)
+            finally:
+                topics.cancel()
+            if not self.missing:
+                return
+            self._end_level()
+
+    # levels
+
+    async def _level(self, topics: asyncio.Task) -> None:
+        """Decide the rows of every subtopic that has a turn in this level."""
+        state = self.state
+        while True:
+            while state.position < len(state.order):
+                await self._turn(state.order[state.position])
+            if topics.done():
+                topics.result()
+                if state.position == len(state.order):
+                    return
+            else:
+                change = asyncio.create_task(self._desk.change())
+                await asyncio.wait([change, topics], return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+
+    async def _turn(self, number: int) -> None:
+        subtopic = self.state.subtopics[number]
+        while True:
+            if subtopic.lack > 0 and subtopic.reserve:
+                self._decide_row(number, await self.prompts.result(number))
+            elif self.prompts.all_admitted(number):
                 break
-            await self._round(wanted, turn)
-            idle_rounds = 0 if self.missing < before else idle_rounds + 1
-            turn += 1
-        if self.missing:
-            raise self._short(f"{self.spec.rows - self.missing:,} of {self.spec.rows:,} rows")
-        return self.rows
+            else:
+                await self._desk.change()
+        self._desk.decide("closed", {"subtopic": number})
+        self.prompts.close(number)
+        self._desk.changed()
 
-    async def _fill_subtopics(self) -> None:
-        names: dict[str, str] = {}
-        wanted, idle_rounds, turn = self.spec.num_subtopics, 0, 0
-        while len(names) < wanted and idle_rounds <= self._refill.max_refill_rounds:
-            count = self._with_buffer(wanted - len(names))
-            entries = await self._lists.ask("subtopics", count, list(names.values()), "", turn)
-            before = len(names)
-            for entry in entries:
-                if len(names) < wanted and len(entry) <= LONGEST_ENTRY_CHARACTERS:
-                    names.setdefault(normalised(entry), entry)
-            idle_rounds = 0 if len(names) > before else idle_rounds + 1
-            turn += 1
-        if len(names) < wanted:
-            raise self._short(f"{len(names):,} of {wanted:,} subtopics")
-        each, rest = divmod(self.spec.rows, wanted)
-        self.subtopics = [Subtopic(name, each + (i < rest)) for i, name in enumerate(names.values())]
-
-    def _wanted(self) -> list[tuple[Subtopic, int]]:
-        """How many rows each subtopic is asked for; what an exhausted one lacks is dealt to the others."""
-        able = [subtopic for subtopic in self.subtopics if subtopic.reserve or not subtopic.exhausted]
-        own = [max(0, subtopic.quota - len(subtopic.rows)) for subtopic in able]
-        orphans = self.missing - sum(own)
-        if not able:
-            return []
-        each, rest = divmod(max(0, orphans), len(able))
-        asked = [lack + each + (i < rest) for i, lack in enumerate(own)]
-        return [(subtopic, count) for subtopic, count in zip(able, asked, strict=True) if count]
-
-    async def _round(self, wanted: list[tuple[Subtopic, int]], turn: int) -> None:
-        """Ask for prompts everywhere at once; a subtopic's rows start when its prompts are admitted."""
-        asked = [self._start(self._more_prompts(subtopic, count, turn)) for subtopic, count in wanted]
-        making: list[tuple[Subtopic, asyncio.Task]] = []
-        for (subtopic, count), task in zip(wanted, asked, strict=True):
-            self._admit(subtopic, await task, count)
-            prompts, subtopic.reserve = subtopic.reserve[:count], subtopic.reserve[count:]
-            making += [(subtopic, self._start(self._make(prompt))) for prompt in prompts]
-        for subtopic, task in making:
-            self._accept(subtopic, await task)
-
-    async def _make(self, prompt: Prompt) -> Row | Failure:
-        made = await self._rows.make(prompt)
-        self._made += isinstance(made, Row)
-        return made
-
-    def _start(self, work: Coroutine) -> asyncio.Task:
-        """A task that the dataset holds on to until it is done."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._let_go)
-        return task
-
-    def _let_go(self, task: asyncio.Task) -> None:
-        """Forget a task; its exception counts as seen, since the first one to be awaited ends the run."""
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()
-
-    async def _more_prompts(self, subtopic: Subtopic, count: int, turn: int) -> list[str]:
-        lacking = count - len(subtopic.reserve)
-        if lacking <= 0 or subtopic.exhausted:
-            return []
-        return await self._lists.ask(
-            "prompts", self._with_buffer(lacking), subtopic.prompts, subtopic.name, turn
-        )
-
-    def _admit(self, subtopic: Subtopic, entries: list[str], count: int) -> None:
-        """Put new prompts into the reserve, in the order in which they were offered."""
-        lacking = count - len(subtopic.reserve)
-        fresh = 0
-        for entry in entries:
-            key = normalised(entry)
-            if len(entry) > LONGEST_ENTRY_CHARACTERS or key in self._known_prompts:
-                self.duplicate_prompts += key in self._known_prompts
-                continue
-            self._known_prompts.add(key)
-            subtopic.prompts.append(entry)
-            subtopic.reserve.append(Prompt(subtopic.name, entry))
-            fresh += 1
-        if lacking > 0:
-            subtopic.dry_turns = 0 if fresh else subtopic.dry_turns + 1
-
-    def _accept(self, subtopic: Subtopic, made: Row | Failure) -> None:
+    def _decide_row(self, number: int, made: Made | Failure) -> None:
+        """Accept a row that no accepted one resembles."""
+        subtopic, known = self.state.subtopics[number], self._desk.known["rows"]
+        prompt, label = subtopic.prompts[subtopic.used], subtopic.label(subtopic.used)
+        if isinstance(made, Made) and known.holds(made.sketch):
+            made = Failure("duplicate_row", self._excerpt(made), 1, made.used)
+        record: dict[str, object] = {"subtopic": number, "prompt": prompt, "used": made.used}
         if isinstance(made, Failure):
-            self.failures.append(made)
-            return
-        content = row_content(made, self.spec.mode)
-        if content in self._known_rows:
-            self.failures.append(Failure(self.name, made.prompt.text, "duplicate_row", made.chosen[:300], 1))
-            return
-        self._known_rows.add(content)
-        subtopic.rows.append(made)
+            told = {"reason": made.reason, "excerpt": made.excerpt, "attempts": made.attempts}
+            self._desk.decide("failure", record | told)
+        else:
+            known.add(made.sketch)
+            parts = {"label": label, "chosen": made.chosen, "rejected": made.rejected}
+            self._desk.decide("row", record | parts | made.scores, [made.sketch])
+        self.prompts.decided(number, prompt)
 
-    def _with_buffer(self, count: int) -> int:
-        return count + round(count * self._refill.over_generation_buffer)
+    def _excerpt(self, made: Made) -> str:
+        reply = self._desk.journal.reply(made.chosen)
+        assert reply is not None
+        return reply.content[:EXCERPT_CHARACTERS]
 
-    def _short(self, state: str) -> StageError:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons().items()))
+    def _end_level(self) -> None:
+        """Go on to the next level, deal what exhausted subtopics lack to others, or give up."""
+        state = self.state
+        if state.idle_at_end > self._most_idle:
+            raise self._short()
+        if state.next_order:
+            self._desk.decide("level", {})
+            self._desk.changed()
+        elif self._lacks_subtopics and self._topics.gave_up:
+            raise self._short()
+        else:
+            self._deal()
+
+    def _deal(self) -> None:
+        """Quotas for everybody who may still bring rows; StageError when that is nobody."""
+        state = self.state
+        wanted = max(self._wanted_subtopics(), len(state.subtopics))
+        have = [len(subtopic.rows) for subtopic in state.subtopics]
+        able = [not subtopic.exhausted for subtopic in state.subtopics]
+        to_come = wanted - len(have)
+        quotas = deal(have + [0] * to_come, able + [True] * to_come, self.num_rows)
+        if sum(quotas) < self.num_rows:
+            raise self._short()
+        self._desk.decide("deal", {"rows": self.num_rows, "subtopics": wanted, "quotas": quotas})
+        for number in state.order:
+            self.prompts.open(number)
+        self._desk.changed()
+
+    def _wanted_subtopics(self) -> int:
+        """As many as the config asks for; of a number that only follows from the rows, what there is."""
+        if self._topics.gave_up and not self.spec.num_subtopics:
+            return len(self.state.subtopics)
+        return self.spec.subtopics_for(self._num_given)
+
+    @property
+    def _lacks_subtopics(self) -> bool:
+        return bool(self.spec.num_subtopics) and len(self.state.subtopics) < self.spec.num_subtopics
+
+    def _short(self) -> StageError:
+        state = self.state
+        self._desk.decide("short", {})
+        counts = f"{state.rows:,} of {self.num_rows:,} rows"
+        if self._lacks_subtopics:
+            counts = f"{len(state.subtopics):,} of {self.spec.num_subtopics:,} subtopics and {counts}"
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted((+state.reasons).items()))
         return StageError(
-            f'dataset "{self.name}" stopped at {state}; not accepted: {reasons or "nothing"}',
+            f'dataset "{self.name}" stopped at {counts}; not accepted: {reasons or "nothing"}',
             fix="ask for fewer rows or more subtopics, or rerun: no reply so far is paid for again",
         )

@@ -1,68 +1,146 @@
 """
-Lists of subtopics and prompts: asked for in chunks at the same time, read in chunk order.
+Lists of subtopics and prompts: one call gives one chunk, with what is known left out.
 
-    entries = await ListMaker(config, "chat", calls).ask("prompts", 72, known=[], subtopic="animals", turn=0)
+    chunk = await ListMaker(config, "chat", calls).ask("prompts", "animals", ask)
+    [offer.text for offer in chunk.offers]
 """
 
-import asyncio
+from dataclasses import dataclass, field
 
-from utils.config.generate import GenerateConfig
-from utils.generate.calls import Calls, Request
+from utils.config.generate import GenerateConfig, RefillSpec
+from utils.generate.calls import Calls, Request, used_calls
 from utils.generate.errors import CallFailed
 from utils.generate.parse import parse_list
-from utils.generate.templates import render
+from utils.generate.similarity import Sketch, sketch_of
+from utils.generate.templates import Renderer
 
 MOST_CHUNKS = 100_000
-"""More calls than one list is ever cut into, so that turn and chunk make one number."""
+"""More calls than one list is ever cut into, so that round and chunk make one number."""
+LONGEST_ENTRY_CHARACTERS = 2000
+LEAST_AGAIN = 10
+"""Fewest entries that are asked for once some are known: asking for one brings what is known."""
+EXCERPT_CHARACTERS = 300
+SCHEMA = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": {"type": "string"}}},
+    "required": ["items"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One chunk of a list: how many entries, in which round (or level) and place, what to leave out."""
+
+    count: int
+    round: int
+    index: int
+    exclude: list[str]
+    is_retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An entry that a model or a file offered; a file of prompts names a subtopic as `label`."""
+
+    text: str
+    sketch: Sketch
+    label: str = ""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What one call gave; `reason` says why it gave nothing."""
+
+    offers: list[Offer] = field(default_factory=list)
+    too_long: int = 0
+    reason: str = ""
+    excerpt: str = ""
+    attempts: int = 0
+    used: dict[str, list[int]] = field(default_factory=dict)
+
+    def record(self, unit: str) -> dict:
+        """The part of a decision that both levels share."""
+        record: dict[str, object] = {"used": self.used}
+        if self.too_long:
+            record["too_long"] = self.too_long
+        if self.reason:
+            told = {"reason": self.reason, "excerpt": self.excerpt, "attempts": self.attempts}
+            record |= {"unit": unit} | told
+        return record
 
 
 class ListMaker:
     """Asks for the lists of one dataset."""
 
     def __init__(self, config: GenerateConfig, dataset: str, calls: Calls) -> None:
-        self._config = config
-        self._name = dataset
-        self._spec = config.datasets[dataset]
+        self._name, self._model = dataset, config.datasets[dataset].main_model
+        self._renderer = Renderer(config, dataset)
         self._calls = calls
-        self.failed: list[CallFailed] = []
 
-    async def ask(self, step: str, count: int, known: list[str], subtopic: str, turn: int) -> list[str]:
-        """About `count` entries if the model has them, in an order that no timing can change."""
-        chunks = _split(count, self._config.refill.entries_per_call)
-        asked = [self._chunk(step, size, known, subtopic, turn, index) for index, size in enumerate(chunks)]
-        return [entry for entries in await asyncio.gather(*asked) for entry in entries]
+    async def ask(self, step: str, subtopic: str, ask: Ask) -> Chunk:
+        """The entries of one chunk, in the order of the answer; asked again once if there are none."""
+        number = MOST_CHUNKS * ask.round + ask.index
+        messages = self._renderer.messages(
+            step,
+            subtopic=subtopic,
+            count=ask.count,
+            exclude=ask.exclude,
+            is_retry=ask.is_retry,
+            index=number,
+        )
+        with used_calls() as used:
+            chunk = await self._entries(step, f"{subtopic}\n{number}", number, messages)
+        chunk.used = used.record()
+        return chunk
 
-    async def _chunk(
-        self, step: str, count: int, known: list[str], subtopic: str, turn: int, index: int
-    ) -> list[str]:
-        number = MOST_CHUNKS * turn + index
-        variables = {
-            "main_topic": self._config.main_topic,
-            "subtopic": subtopic,
-            "prompt": "",
-            "count": count,
-            "exclude": _every_nth(known, self._config.refill.max_excluded, index),
-            "is_retry": turn > 0,
-            "index": number,
-        }
-        template = self._config.templates[getattr(self._spec.templates, step)]
-        messages = render(template, variables)
-        request = Request(self._name, step, self._spec.main_model, messages, f"{subtopic}\n{number}", number)
+    async def _entries(self, step: str, unit: str, number: int, messages: list[dict[str, str]]) -> Chunk:
+        said = ""
         try:
-            return parse_list((await self._calls.ask(request)).content)
+            for _ in range(2):
+                request = Request(self._name, step, self._model, messages, unit, number, SCHEMA)
+                reply = await self._calls.ask(request)
+                said = reply.content
+                if entries := parse_list(said, is_cut=reply.finish_reason == "length"):
+                    return _chunk(entries)
+                messages = [*messages, *_again(said)]
         except CallFailed as failure:
-            self.failed.append(failure)
-            return []
+            return Chunk(reason=failure.reason, excerpt=failure.excerpt, attempts=failure.attempts)
+        return Chunk(reason="no_list", excerpt=said[:EXCERPT_CHARACTERS], attempts=2)
 
 
-def _split(count: int, largest: int) -> list[int]:
-    """Even chunks of at most `largest`."""
-    chunks = -(-count // largest)
+def _chunk(entries: list[str]) -> Chunk:
+    fitting = [entry for entry in entries if len(entry) <= LONGEST_ENTRY_CHARACTERS]
+    return Chunk([Offer(entry, sketch_of(entry)) for entry in fitting], len(entries) - len(fitting))
+
+
+def _again(said: str) -> list[dict[str, str]]:
+    wrong = "That holds no JSON list of strings. Answer with the list alone."
+    return [{"role": "assistant", "content": said}, {"role": "user", "content": wrong}]
+
+
+def chunk_sizes(lacking: int, refill: RefillSpec, again: bool) -> list[int]:
+    """Even chunks for what lacks and the buffer on top; who asks `again` expects repetitions, and asks for more."""
+    count = lacking + round(lacking * refill.over_generation_buffer)
+    if again and lacking:
+        count = max(count, min(LEAST_AGAIN, refill.entries_per_call))
+    chunks = -(-count // refill.entries_per_call)
     return [count // chunks + (index < count % chunks) for index in range(chunks)]
 
 
-def _every_nth(known: list[str], most: int, offset: int) -> list[str]:
-    """Up to `most` entries spread over all that is known, others for each chunk."""
-    if len(known) <= most:
-        return known
-    return [known[(position * len(known) // most + offset) % len(known)] for position in range(most)]
+def excluded(known: list[str], subject: str, most: int, share: int) -> list[str]:
+    """
+    Up to `most` known entries to leave out: those most like the subject, by words in common over all words. Each
+    further `share` (of chunks that run at the same time, and of later turns) has the next ones.
+    """
+    if len(known) <= most or not most:
+        return known[:most]
+    wanted = set(subject.lower().split())
+
+    def likeness(position: int) -> float:
+        found = set(known[position].lower().split())
+        return len(found & wanted) / max(1, len(found | wanted))
+
+    ranked = sorted(range(len(known)), key=likeness, reverse=True)
+    first = share % -(-len(known) // most) * most
+    return [known[ranked[place % len(known)]] for place in range(first, first + most)]

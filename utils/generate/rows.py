@@ -1,128 +1,151 @@
 """
-From a prompt to a row: the chosen answer, the rejected one beside it, and the checks on both.
+From a prompt to a row: the chosen answer, the rejected one beside it, the checks on both, the judge.
 
-    row = await RowMaker(config, "pairs", calls).make(Prompt("animals", "What does a cow say?"))
+    made = await RowMaker(config, "pairs", calls).make("animals", "What does a cow say?")
+
+What comes back holds no texts: they lie in the journal, under the identities of the calls.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from utils.config.generate import GenerateConfig
-from utils.generate.calls import Calls, Request
+from utils.generate.calls import Calls, Request, used_calls
 from utils.generate.errors import CallFailed
-from utils.generate.templates import render
-from utils.generate.validate import answer_text, fault_of, normalised
-from utils.pipeline.hashing import canonical_json, sha256_hex
+from utils.generate.similarity import Sketch, sketch_of
+from utils.generate.templates import Renderer
+from utils.generate.validate import Side, answer_text, fault_of, too_similar
+
+EXCERPT_CHARACTERS = 300
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One accepted prompt and the subtopic that it belongs to."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """
+    A row that passed every check of its own: identities of its replies, its sketch, the judge's numbers.
+    """
 
-    subtopic: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One finished row; `rejected` is "" unless the dataset holds pairs."""
-
-    prompt: Prompt
     chosen: str
-    rejected: str = ""
+    rejected: str
+    sketch: Sketch
+    scores: dict[str, object] = field(default_factory=dict)
+    used: dict[str, list[int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a prompt gave no row; goes to failures.jsonl."""
+    """Why a prompt gave no row."""
 
-    dataset: str
-    unit: str
     reason: str
     excerpt: str
     attempts: int
+    used: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer that passed its checks, and the number of its sample."""
+
+    identity: str
+    text: str
+    sample: int
 
 
 class RowMaker:
     """Makes the rows of one dataset."""
 
     def __init__(self, config: GenerateConfig, dataset: str, calls: Calls) -> None:
-        self._config = config
-        self._name = dataset
-        self._spec = config.datasets[dataset]
+        self._name, self._spec = dataset, config.datasets[dataset]
+        self._checks = config.validation
+        self._renderer = Renderer(config, dataset)
         self._calls = calls
+        self._judge = None
+        if self._spec.judged:
+            from utils.generate.judge import Judge
 
-    async def make(self, prompt: Prompt) -> Row | Failure:
-        """A row, or why there is none after `attempts_per_row` tries; halves of a pair run together."""
-        sides = [self._side("chosen", self._spec.main_model, prompt)]
-        if self._spec.mode == "dpo":
-            sides.append(self._side("rejected", self._spec.rejected_model, prompt))
-        answers = await asyncio.gather(*sides, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, CallFailed):
-                return Failure(self._name, prompt.text, answer.reason, answer.excerpt, answer.attempts)
-            if isinstance(answer, BaseException):
-                raise answer
-        row = Row(prompt, *answers)
-        return await self._different(row) if self._spec.mode == "dpo" else row
+            self._judge = Judge(config.judge, config.templates, calls.ask, dataset, self._spec.mode)
 
-    async def _side(self, step: str, model: str, prompt: Prompt, first_sample: int = 0) -> str:
-        """One answer that passes the checks; each further attempt has the next sampling seed."""
-        attempts = self._config.validation.attempts_per_row
-        fault, seen = "no_attempt_left", ""
-        for sample in range(first_sample, attempts):
-            reply = await self._calls.ask(self._request(step, model, prompt, sample))
-            fault, seen = fault_of(reply, self._config.validation), reply.content
-            if not fault:
-                return answer_text(reply)
-        raise CallFailed(fault, seen[:300], attempts)
-
-    async def _different(self, row: Row) -> Row | Failure:
-        """Ask for another rejected answer while it equals the chosen one."""
-        sample = 1
-        while normalised(row.chosen) == normalised(row.rejected):
+    async def make(self, subtopic: str, prompt: str) -> Made | Failure:
+        """A row, or why there is none after `attempts_per_row` tries; both sides are asked together."""
+        with used_calls() as used:
             try:
-                again = await self._side("rejected", self._spec.rejected_model, row.prompt, sample)
-            except CallFailed:
-                return Failure(self._name, row.prompt.text, "equals_chosen", row.chosen[:300], sample)
-            row = Row(row.prompt, row.chosen, again)
-            sample += 1
-        return row
+                made = await self._made(subtopic, prompt)
+            except CallFailed as failed:
+                made = Failure(failed.reason, failed.excerpt, failed.attempts)
+        return _with_used(made, used.record())
 
-    def _request(self, step: str, model: str, prompt: Prompt, sample: int) -> Request:
-        template = self._config.templates[getattr(self._spec.templates, step)]
-        variables = {
-            "main_topic": self._config.main_topic,
-            "subtopic": prompt.subtopic,
-            "prompt": prompt.text,
-            "count": 1,
-            "exclude": [],
-            "is_retry": sample > 0,
-            "index": sample,
-        }
-        return Request(self._name, step, model, render(template, variables), prompt.text, sample)
+    async def _made(self, subtopic: str, prompt: str) -> Made | Failure:
+        chosen = self._side("chosen", self._spec.main_model, subtopic, prompt)
+        if not self._spec.has_rejected:
+            answer = await chosen
+            content = answer.text if self._spec.mode == "text" else f"{prompt}\n{answer.text}"
+            return await self._judged(subtopic, prompt, answer, None, content)
+        rejected = self._side("rejected", self._spec.rejected_model, subtopic, prompt)
+        pair = await _both(chosen, rejected)
+        other = await self._different(subtopic, prompt, *pair)
+        if isinstance(other, Failure):
+            return other
+        content = f"{prompt}\n{pair[0].text}\n{other.text}"
+        return await self._judged(subtopic, prompt, pair[0], other, content)
 
+    async def _side(self, step: Side, model: str, subtopic: str, prompt: str, first: int = 0) -> _Answer:
+        """One answer that passes the checks; each further attempt has the next sampling seed."""
+        attempts = self._checks.attempts_per_row
+        fault, seen = "no_attempt_left", ""
+        for sample in range(first, attempts):
+            identity, reply = await self._calls.named(self._request(step, model, subtopic, prompt, sample))
+            fault, seen = fault_of(reply, self._checks, step), reply.content
+            if not fault:
+                return _Answer(identity, answer_text(reply), sample)
+        raise CallFailed(fault, seen[:EXCERPT_CHARACTERS], attempts)
 
-def row_record(config: GenerateConfig, dataset: str, row: Row) -> dict:
-    """The line of dataset.jsonl: the same keys in every row of a dataset."""
-    spec = config.datasets[dataset]
-    record: dict[str, object] = {"id": sha256_hex(canonical_json([dataset, row.prompt.text, 0]))[:32]}
-    if spec.mode == "text":
-        record |= {"text": row.chosen}
-    elif spec.mode == "sft":
-        user, assistant = (
-            {"role": "user", "content": row.prompt.text},
-            {"role": "assistant", "content": row.chosen},
+    async def _different(
+        self, subtopic: str, prompt: str, chosen: _Answer, rejected: _Answer
+    ) -> _Answer | Failure:
+        """Ask for another rejected answer while it says the same as the chosen one."""
+        while too_similar(chosen.text, rejected.text, self._checks):
+            following = rejected.sample + 1
+            if following >= self._checks.attempts_per_row:
+                return Failure("equals_chosen", rejected.text[:EXCERPT_CHARACTERS], following)
+            rejected = await self._side(
+                "rejected", self._spec.rejected_model, subtopic, prompt, first=following
+            )
+        return rejected
+
+    async def _judged(
+        self, subtopic: str, prompt: str, chosen: _Answer, rejected: _Answer | None, content: str
+    ) -> Made | Failure:
+        scores: dict[str, object] = {}
+        if self._judge:
+            variables = self._renderer.variables(subtopic=subtopic, prompt=prompt)
+            other = rejected.text if rejected else None
+            verdict = await self._judge.judge_row(variables, chosen.text, other, self._spec.judge)
+            if verdict.verdict == "drop":
+                return Failure(verdict.reason, chosen.text[:EXCERPT_CHARACTERS], chosen.sample + 1)
+            if verdict.verdict == "keep":
+                scores = {name: value for name, value in asdict(verdict).items() if name not in _UNWRITTEN}
+        return Made(chosen.identity, rejected.identity if rejected else "", sketch_of(content), scores)
+
+    def _request(self, step: Side, model: str, subtopic: str, prompt: str, sample: int) -> Request:
+        messages = self._renderer.messages(
+            step, subtopic=subtopic, prompt=prompt, is_retry=sample > 0, index=sample
         )
-        record |= {"messages": [user, assistant]}
-    else:
-        record |= {"prompt": row.prompt.text, "chosen": row.chosen, "rejected": row.rejected}
-    if spec.include_topic_columns:
-        record |= {"main_topic": config.main_topic, "subtopic": row.prompt.subtopic}
-    return record
+        return Request(self._name, step, model, messages, prompt, sample)
 
 
-def row_content(row: Row, mode: str) -> str:
-    """What must not occur twice in a dataset: a text, else the prompt with its answers."""
-    parts = [row.chosen] if mode == "text" else [row.prompt.text, row.chosen, row.rejected]
-    return "\n".join(normalised(part) for part in parts)
+_UNWRITTEN = ("verdict", "reason")
+
+
+async def _both(chosen, rejected) -> tuple[_Answer, _Answer]:
+    """Both answers; both calls are waited for also when one fails, since both are paid for."""
+    answers = await asyncio.gather(chosen, rejected, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return answers[0], answers[1]
+
+
+def _with_used(made: Made | Failure, used: dict[str, list[int]]) -> Made | Failure:
+    if isinstance(made, Failure):
+        return Failure(made.reason, made.excerpt, made.attempts, used)
+    return Made(made.chosen, made.rejected, made.sketch, made.scores, used)

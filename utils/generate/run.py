@@ -1,70 +1,112 @@
 """
-A whole generation run: providers opened, datasets filled side by side, nothing paid for lost.
+A whole generation run: the journal read, providers opened, datasets filled side by side, nothing paid for
+lost.
 
-    result = generate(config, partial, log=stage.log, stopping=lambda: stage.stopping)
-    if result is None: ...      # a stop was asked for; the same command continues
+    generated = generate(config, stage.partial, workspace, log=stage.log, stopping=lambda: stage.stopping)
+    if generated is None: ...      # a stop was asked for; the same command continues
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import ip_address
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from utils.config.generate import GenerateConfig, ProviderSpec
+from utils.config.generate import GenerateConfig
+from utils.generate.budget import Budget
 from utils.generate.calls import Calls
-from utils.generate.client import ChatClient, open_session
+from utils.generate.client import open_clients
 from utils.generate.dataset import Dataset
+from utils.generate.desk import open_desks
 from utils.generate.errors import Draining
-from utils.generate.journal import CallJournal
+from utils.generate.given import Given
+from utils.generate.history import History
+from utils.generate.journal import CARRIED, Journal
+from utils.generate.keys import Key, api_keys
+from utils.generate.loop import run as run_loop
+from utils.generate.preflight import preflight
+from utils.generate.progress import Progress
+from utils.generate.recorded import config_line, identity_of, stands
+from utils.generate.reply import Reply
+from utils.generate.requests_log import RequestsLog
+from utils.generate.starter import Starter
+from utils.generate.state import State
 from utils.generate.teacher.process import offline_teacher
-from utils.generate.write import Generated, write_failures
-from utils.pipeline.errors import ConfigError
+from utils.generate.write import write_failures, write_outputs
+from utils.pipeline.errors import StageError
+from utils.pipeline.workspace import Workspace
 
 LOOK_SECONDS = 0.05
-PROGRESS_SECONDS = 10.0
+Log = Callable[..., None]
+Stopping = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a run made: metrics for the manifest; usage of all replies ever paid for; calls of this run."""
+
+    metrics: dict
+    usage: dict
+    calls_made: int
 
 
 def generate(
-    config: GenerateConfig, partial: Path, log: Callable[..., None], stopping: Callable[[], bool]
+    config: GenerateConfig, folder: Path, workspace: Workspace, log: Log, stopping: Stopping
 ) -> Generated | None:
-    """Fill every dataset; None when `stopping` became true. StageError when counts stay short."""
-    keys = {name: api_key(name, provider) for name, provider in config.providers.items()}
-    journal = CallJournal(partial / ".journal" / "calls.jsonl", config.journal)
-    if len(journal):
-        log(
-            "journal",
-            f"{len(journal):,} replies are already paid for",
-            replies=len(journal),
-            damaged=journal.damaged,
-        )
+    """
+    Fill every dataset and write the outputs into `folder`; None when `stopping` became true.
+
+    StageError when counts stay short, the budget is reached or a provider is gone; ConfigError for a missing
+    key or a file that does not fit. The journal keeps everything for the next run.
+    """
+    keys = api_keys(config.providers, workspace.root)
+    given = Given.read(config, workspace)
+    budget = Budget(config.budget, config.models)
+    history = History(stands)
+    journal = Journal(folder / CARRIED, config.journal, visit=history.read)
     try:
+        _charge(budget, config, history)
+        _take_up(config, identity_of(config, given, workspace), journal, history, log)
         with _endpoints(config) as addresses:
-            return asyncio.run(_Run(config, journal, keys, addresses, partial, log, stopping).finish())
+            if not journal.num_replies:
+                for model, reply in preflight(config, keys, addresses, log, stopping).items():
+                    budget.charge(config.models[model].provider, model, "preflight", reply)
+            run = _Run(config, given, journal, history, budget, log, stopping)
+            try:
+                finished = run_loop(run.finish(keys, addresses, folder))
+            finally:
+                write_failures(run.states.values(), journal, folder)
+        if not finished:
+            return None
+        metrics = write_outputs(config, run.states, journal, folder)
+        return Generated(metrics, budget.table(), run.calls_made)
     finally:
         journal.close()
 
 
-def api_key(name: str, provider: ProviderSpec) -> str:
-    """The key from the environment, "" for none; ConfigError when only a loopback host needs none."""
-    key = os.environ.get(provider.api_key_env, "") if provider.api_key_env else ""
-    if not key and provider.kind == "openai" and not _is_loopback(urlsplit(provider.base_url).hostname or ""):
-        wanted = provider.api_key_env or "(api_key_env is empty)"
-        raise ConfigError(
-            f'provider "{name}" needs a key: the environment variable {wanted} is not set',
-            fix=f"export {provider.api_key_env or 'NAME'}=... and name it in providers.{name}.api_key_env",
-        )
-    return key
+def _charge(budget: Budget, config: GenerateConfig, history: History) -> None:
+    """What was paid for in earlier runs counts, as far as the config still knows the model."""
+    for (model, step), (calls, prompt_tokens, completion_tokens) in history.paid.items():
+        if model in config.models:
+            tokens = Reply("", "", "", prompt_tokens, completion_tokens)
+            budget.charge(config.models[model].provider, model, step, tokens, calls)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _take_up(config: GenerateConfig, identity: dict, journal: Journal, history: History, log: Log) -> None:
+    """Say what the journal holds, and note under which config it goes on."""
+    changed = history.identity != identity
+    history.turn_to(identity)
+    if changed:
+        journal.note_config(config_line(config, identity))
+    if journal.num_replies:
+        rows = sum(state.rows for state in history.states.values())
+        text = f"{journal.num_replies:,} replies are already paid for, {rows:,} rows are decided"
+        if journal.damaged:
+            text += f"; {journal.damaged:,} damaged lines are made again"
+        if history.dropped:
+            text += f"; {history.dropped:,} decisions of another config are made anew"
+        log("journal", text, replies=journal.num_replies, rows=rows, damaged=journal.damaged)
 
 
 @contextmanager
@@ -72,7 +114,7 @@ def _endpoints(config: GenerateConfig) -> Iterator[dict[str, str]]:
     """Base URL of every provider; offline teachers live as long as the block."""
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(offline_teacher(config.seed))
+            name: stack.enter_context(offline_teacher(config.seed, provider.faults))
             if provider.kind == "offline-teacher"
             else provider.base_url
             for name, provider in config.providers.items()
@@ -85,54 +127,79 @@ class _Run:
     def __init__(
         self,
         config: GenerateConfig,
-        journal: CallJournal,
-        keys: dict[str, str],
-        addresses: dict[str, str],
-        partial: Path,
-        log: Callable[..., None],
-        stopping: Callable[[], bool],
+        given: Given,
+        journal: Journal,
+        history: History,
+        budget: Budget,
+        log: Log,
+        stopping: Stopping,
     ) -> None:
-        self._config = config
-        self._journal = journal
-        self._keys, self._addresses = keys, addresses
-        self._partial = partial
-        self._log, self._stopping = log, stopping
+        self._config, self._given, self._journal = config, given, journal
+        self._budget, self._log, self._stopping = budget, log, stopping
+        self.desks = open_desks(config, given, journal, history)
+        self.calls_made = 0
+        self._fatal: BaseException | None = None
 
-    async def finish(self) -> Generated | None:
+    @property
+    def states(self) -> dict[str, State]:
+        return {name: desk.state for name, desk in self.desks.items()}
+
+    async def finish(self, keys: dict[str, Key], addresses: dict[str, str], folder: Path) -> bool:
+        """Fill the datasets; False when a stop was asked for."""
         self._closing = asyncio.Event()
-        most = sum(provider.max_in_flight for provider in self._config.providers.values())
-        async with open_session(most) as session:
-            clients = {
-                name: ChatClient(
-                    name, self._addresses[name], self._keys[name], provider, session, self._closing
-                )
-                for name, provider in self._config.providers.items()
-            }
-            calls = Calls(self._config, clients, self._journal)
-            datasets = [Dataset(self._config, name, calls) for name in self._config.datasets]
-            watch = asyncio.create_task(self._watch(datasets, calls))
-            try:
-                ends = await asyncio.gather(*(d.fill() for d in datasets), return_exceptions=True)
-                self._closing.set()
-                await self._drain(calls)
-            finally:
-                watch.cancel()
-                for dataset in datasets:
-                    await dataset.leave()
-        return self._outcome([end for end in ends if isinstance(end, BaseException)], datasets, calls)
+        with ExitStack() as stack:
+            attempts = None
+            if self._config.journal.log_requests:
+                attempts = RequestsLog(folder / "log" / "requests.jsonl")
+                stack.callback(attempts.close)
+            heard = attempts.attempt if attempts else None
+            opened = open_clients(self._config, keys, addresses, self._closing, self._log, heard)
+            async with opened as clients:
+                calls = Calls(self._config, clients, self._journal, self._budget.reached, self._paid)
+                datasets = self._datasets(calls)
+                progress = Progress(datasets, clients, self._budget, self._log)
+                stack.callback(progress.close)
+                ends = await self._fill(datasets, calls, progress)
+        self.calls_made = calls.made
+        return self._judge_ends(ends, datasets)
 
-    def _outcome(
-        self, errors: list[BaseException], datasets: list[Dataset], calls: Calls
-    ) -> Generated | None:
-        write_failures(datasets, self._partial)
-        for error in errors:
-            if not isinstance(error, Draining):
-                raise error
-        if errors:
-            return None
-        return Generated(
-            datasets, {name: dict(counts) for name, counts in sorted(calls.usage.items())}, calls.made
-        )
+    def _datasets(self, calls: Calls) -> list[Dataset]:
+        in_flight = sum(provider.max_in_flight for provider in self._config.providers.values())
+        slots = asyncio.Semaphore(2 * in_flight)
+        return [
+            Dataset(
+                self._config,
+                name,
+                calls,
+                self.desks[name],
+                Starter(slots, 2 * in_flight, self._end),
+                self._given.topics,
+                self._given.prompts,
+            )
+            for name in self._config.datasets
+        ]
+
+    async def _fill(
+        self, datasets: list[Dataset], calls: Calls, progress: Progress
+    ) -> list[BaseException | None]:
+        watch = asyncio.create_task(self._watch(progress))
+        try:
+            ends = await asyncio.gather(*(d.fill() for d in datasets), return_exceptions=True)
+            self._closing.set()
+            await self._drain(calls)
+        finally:
+            watch.cancel()
+            for dataset in datasets:
+                await dataset.leave()
+        return ends
+
+    def _end(self, error: BaseException) -> None:
+        """An error that no level can handle ends the run; calls in flight may finish."""
+        self._fatal = self._fatal or error
+        self._closing.set()
+
+    def _paid(self, model: str, step: str, reply: Reply) -> None:
+        self._budget.charge(self._config.models[model].provider, model, step, reply)
 
     async def _drain(self, calls: Calls) -> None:
         """Let calls in flight finish: they are paid for."""
@@ -140,16 +207,31 @@ class _Run:
         while calls.under_way and time.monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _watch(self, datasets: list[Dataset], calls: Calls) -> None:
+    async def _watch(self, progress: Progress) -> None:
         """Notice a request to stop; say now and then how far the run is."""
-        told = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._stopping() and not self._closing.is_set():
                 self._log("stopping", "calls in flight may finish; no new ones start")
                 self._closing.set()
-            if time.monotonic() - told >= PROGRESS_SECONDS:
-                told = time.monotonic()
-                state = ", ".join(f"{d.name} {d.finished:,} of {d.spec.rows:,}" for d in datasets)
-                trouble = f"; last failure {calls.failures()}" if calls.failures() else ""
-                self._log("progress", f"{state}; {calls.under_way:,} calls waiting or in flight{trouble}")
+            progress.tell()
+
+    def _judge_ends(self, ends: list[BaseException | None], datasets: list[Dataset]) -> bool:
+        """True when every dataset is full, False for a stop; anything else is raised."""
+        if self._fatal:
+            raise self._fatal
+        errors = [end for end in ends if end is not None and not isinstance(end, Draining)]
+        for error in errors:
+            if not isinstance(error, StageError):
+                raise error
+        if self._stopping():
+            return False
+        if errors:
+            raise StageError("\n  ".join(map(str, errors)), fix=errors[0].fix)
+        if any(isinstance(end, Draining) for end in ends):
+            counts = ", ".join(f"{d.name} {d.state.rows:,} of {d.num_rows:,} rows" for d in datasets)
+            raise StageError(
+                f"budget reached: {counts} ({self._budget.reached()})",
+                fix="raise the budget in the config; the same command then continues, nothing is paid twice",
+            )
+        return True

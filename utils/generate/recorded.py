@@ -1,0 +1,99 @@
+"""
+A generation that lies in a folder, finished or not, as its journal tells it.
+
+    with Recorded.open(Path("data/demo/generated.partial")) as recorded:
+        recorded.states["chat"].rows                 # accepted so far
+        for row in recorded.rows("chat"): ...        # in the shape that the config asks for
+
+Reads only, also while a run is writing; nothing is cut off and nothing is locked.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from utils.config.generate import GenerateConfig
+from utils.generate.given import Given
+from utils.generate.history import History
+from utils.generate.journal import CARRIED, Entry, JournalReader
+from utils.generate.state import State
+from utils.generate.write import dataset_rows, failures
+from utils.pipeline.config import semantic_view
+from utils.pipeline.errors import UpstreamError
+from utils.pipeline.workspace import Workspace
+
+
+def identity_of(config: GenerateConfig, given: Given, workspace: Workspace) -> dict:
+    """What decisions depend on beside the replies: the semantic config and what its files hold."""
+    identity = {"semantic": semantic_view(config, workspace), "files": given.digests()}
+    return json.loads(json.dumps(identity))
+
+
+def stands(before: Mapping, after: Mapping) -> bool:
+    """Whether decisions made under one identity stand under another, which only asks for more."""
+    if before["files"] != after["files"]:
+        return False
+    return GenerateConfig.only_adds(before["semantic"], after["semantic"])
+
+
+def config_line(config: GenerateConfig, identity: Mapping) -> dict:
+    """What the journal says of the config of a run; it holds names of keys, never keys."""
+    return {"identity": identity, "config": config.model_dump(mode="json")}
+
+
+@dataclass
+class Recorded:
+    """
+    `paid` counts calls, prompt and completion tokens of all replies by model and step, whether a decision was
+    made of them or not.
+    """
+
+    config: GenerateConfig
+    states: dict[str, State]
+    paid: dict[tuple[str, str], list[int]]
+    journal: JournalReader
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the journal in a folder. UpstreamError when there is none."""
+        path = folder / CARRIED
+        reading = _Reading()
+        if path.is_file():
+            journal = JournalReader(path, reading.read)
+        if not path.is_file() or reading.config is None:
+            raise UpstreamError(f"{folder} holds no generation: there is no {CARRIED} with a config")
+        config = GenerateConfig.model_validate(reading.config)
+        states = {name: reading.history.states.get(name) or State(name) for name in config.datasets}
+        return cls(config, states, reading.history.paid, journal)
+
+    def rows(self, dataset: str) -> Iterator[dict]:
+        """The rows accepted so far, in level order."""
+        return dataset_rows(self.config, self.states[dataset], self.journal)
+
+    def failures(self, dataset: str) -> Iterator[dict]:
+        """What was not accepted so far, and why."""
+        return failures(self.states[dataset], self.journal)
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Reading:
+    """Sees a whole journal; the last config is the one that counts."""
+
+    def __init__(self) -> None:
+        self.config: dict | None = None
+        self.history = History(stands)
+
+    def read(self, entry: Entry) -> None:
+        self.history.read(entry)
+        if entry.kind == "config":
+            self.config = entry.record()["config"]

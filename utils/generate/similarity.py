@@ -1,0 +1,211 @@
+"""
+Has something like this been accepted before? Equal texts by hash, alike ones by MinHash over word 3-grams.
+
+A signature is 128 bytes: of each of 128 minima the lowest byte (b-bit minwise hashing, Li and Koenig 2010).
+So 100,000 texts take 13 MB, and the bands of the locality-sensitive hash are slices of the signature itself.
+An entry of the index costs 64 bytes more. Texts of fewer than three words are compared as a whole only.
+
+    known = Known(threshold=0.8)
+    sketch = sketch_of("What does a cow say?")
+    if not known.holds(sketch):
+        known.add(sketch)
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from utils.generate.validate import normalised, words
+
+NUM_HASHES = 128
+GRAM_WORDS = 3
+_CHANCE = 1 / 256
+"""How often the bytes of two different minima are equal."""
+_RECALL = 0.9
+_LONGEST_CHAIN = 128
+"""Entries of one bucket that are looked at, the latest first."""
+_BLOCK_GRAMS = 4096
+_GENERATOR = np.random.Generator(np.random.PCG64(20_260_101))
+_PLACES = _GENERATOR.integers(1, 2**63, GRAM_WORDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_FACTORS = _GENERATOR.integers(1, 2**31, NUM_HASHES, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+_OFFSETS = _GENERATOR.integers(0, 2**32, NUM_HASHES, dtype=np.uint32)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is kept of a text: a 64-bit hash of its normalised form, and its signature (b"" if too short)."""
+
+    key: int
+    signature: bytes
+
+
+def sketch_of(text: str) -> Sketch:
+    """The sketch of a text, the same on every machine."""
+    plain = normalised(text)
+    data = plain.encode("utf-8", "surrogatepass")
+    key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+    found = (
+        data.split() if plain.isascii() else [word.encode("utf-8", "surrogatepass") for word in words(plain)]
+    )
+    return Sketch(key, _signature(found) if len(found) >= GRAM_WORDS else b"")
+
+
+def _signature(found: list[bytes]) -> bytes:
+    """One byte for each of 128 hash functions, taken from the smallest hash of all word 3-grams."""
+    hashes = np.fromiter(map(crc32, found), np.uint64, len(found))
+    grams = hashes[:-2] * _PLACES[0] + hashes[1:-1] * _PLACES[1] + hashes[2:] * _PLACES[2]
+    grams = ((grams ^ (grams >> np.uint64(29))) * _MIX >> np.uint64(32)).astype(np.uint32)
+    smallest = _smallest(grams[:_BLOCK_GRAMS])
+    for start in range(_BLOCK_GRAMS, len(grams), _BLOCK_GRAMS):
+        np.minimum(smallest, _smallest(grams[start : start + _BLOCK_GRAMS]), out=smallest)
+    return (smallest >> np.uint32(8)).astype(np.uint8).tobytes()  # the highest bits of a minimum are all 0
+
+
+def _smallest(grams: np.ndarray) -> np.ndarray:
+    return (grams[:, None] * _FACTORS + _OFFSETS).min(axis=0)
+
+
+def similarity(first: bytes, second: bytes) -> float:
+    """Estimated Jaccard similarity of the word 3-grams of two texts, by their signatures."""
+    equal = np.count_nonzero(np.frombuffer(first, np.uint8) == np.frombuffer(second, np.uint8))
+    return _corrected(equal)
+
+
+def _corrected(num_equal: int) -> float:
+    return max(0.0, (num_equal / NUM_HASHES - _CHANCE) / (1 - _CHANCE))
+
+
+class Known:
+    """Everything accepted so far at one level; from `threshold` on, two texts count as one."""
+
+    def __init__(self, threshold: float) -> None:
+        self._keys: set[int] = set()
+        self._index = SignatureIndex(threshold) if threshold < 1 else None
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def holds(self, sketch: Sketch) -> bool:
+        """Whether this text, or one like it, is known."""
+        if sketch.key in self._keys:
+            return True
+        return self._index is not None and bool(sketch.signature) and self._index.holds(sketch.signature)
+
+    def add(self, sketch: Sketch) -> None:
+        self._keys.add(sketch.key)
+        if self._index is not None and sketch.signature:
+            self._index.add(sketch.signature)
+
+    def load(self, keys: Iterable[int], signatures: bytes) -> None:
+        """Add many at once, as a run that continues does; signatures are joined, missing ones left out."""
+        self._keys.update(keys)
+        if self._index is not None and signatures:
+            self._index.load(signatures)
+
+
+class SignatureIndex:
+    """
+    Signatures in arrays, found by bands of a few bytes: one hash table per band, chained through entry
+    numbers. Candidates are checked on the whole signature.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._least_equal = (threshold * (1 - _CHANCE) + _CHANCE) * NUM_HASHES
+        rows = band_rows(threshold)
+        self._band_type = np.dtype(f"u{rows}")
+        self._num_bands = NUM_HASHES // rows
+        self._bands = np.arange(self._num_bands)
+        self._asked: tuple[bytes, np.ndarray] = (b"", self._bands)
+        self._count = 0
+        self._reserve(1024)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def holds(self, signature: bytes) -> bool:
+        """Whether a known signature is at least as similar as the threshold."""
+        entries = self._heads[self._places(signature)]
+        if entries.max() < 0:
+            return False
+        candidates = self._signatures[self._chained(entries)]
+        equal = (candidates == np.frombuffer(signature, np.uint8)).sum(axis=1)
+        return bool(equal.max() >= self._least_equal)
+
+    def add(self, signature: bytes) -> None:
+        if self._count == len(self._signatures):
+            self._reserve(2 * self._count)
+        entry, self._count = self._count, self._count + 1
+        self._signatures[entry] = np.frombuffer(signature, np.uint8)
+        places = self._places(signature)
+        self._next[entry] = self._heads[places]
+        self._heads[places] = entry
+
+    def load(self, signatures: bytes) -> None:
+        """Add many at once."""
+        block = np.frombuffer(signatures, np.uint8).reshape(-1, NUM_HASHES)
+        start, self._count = self._count, self._count + len(block)
+        self._reserve(max(1024, 1 << self._count.bit_length()), start)
+        self._signatures[start : self._count] = block
+        self._link()
+
+    def _chained(self, entries: np.ndarray) -> np.ndarray:
+        """The entries of all buckets, from the latest of each on."""
+        bands, found = self._bands, []
+        for _ in range(_LONGEST_CHAIN):
+            real = entries >= 0
+            if not real.any():
+                break
+            entries, bands = entries[real], bands[real]
+            found.append(entries)
+            entries = self._next[entries, bands]
+        return np.unique(np.concatenate(found))
+
+    def _places(self, signature: bytes) -> np.ndarray:
+        """Where the buckets of a signature are, band by band; asking and adding follow each other."""
+        if self._asked[0] is not signature:
+            bands = np.frombuffer(signature, self._band_type)
+            self._asked = (signature, self._buckets(bands) + self._bands * len(self._signatures))
+        return self._asked[1]
+
+    def _reserve(self, entries: int, filled: int = -1) -> None:
+        """Room for `entries` (a power of two), with as many buckets in each band."""
+        kept = self._count if filled < 0 else filled
+        signatures = np.empty((entries, NUM_HASHES), np.uint8)
+        if kept:
+            signatures[:kept] = self._signatures[:kept]
+        self._signatures = signatures
+        self._shift = np.uint64(64 - (entries.bit_length() - 1))
+        self._heads = np.full(self._num_bands * entries, -1, np.int32)
+        self._next = np.empty((entries, self._num_bands), np.int32)
+        self._asked = (b"", self._bands)
+        if filled < 0 and kept:
+            self._link()
+
+    def _buckets(self, bands: np.ndarray) -> np.ndarray:
+        return (bands.astype(np.uint64, copy=False) * _MIX >> self._shift).astype(np.intp)
+
+    def _link(self) -> None:
+        """Build all chains anew."""
+        keys = self._signatures[: self._count].view(self._band_type)
+        for band in range(self._num_bands):
+            buckets = self._buckets(keys[:, band])
+            order = np.argsort(buckets, kind="stable").astype(np.int32)
+            sorted_buckets = buckets[order]
+            follows = sorted_buckets[1:] == sorted_buckets[:-1]
+            same = np.flatnonzero(follows) + 1
+            self._next[: self._count, band] = -1
+            self._next[order[same], band] = order[same - 1]
+            last = np.append(np.flatnonzero(~follows), self._count - 1)
+            self._heads[band * len(self._signatures) + sorted_buckets[last]] = order[last]
+
+
+def band_rows(threshold: float) -> int:
+    """Bytes of a band: as many as still find nine in ten of the pairs that lie just on the threshold."""
+    for rows in (8, 4, 2):
+        if 1 - (1 - threshold**rows) ** (NUM_HASHES // rows) >= _RECALL:
+            return rows
+    return 1
