@@ -38,6 +38,8 @@ def main(config: EvaluateConfig, stage: Stage) -> dict:
 
     results = summarise(scores, tests, {"dpo": "sft"}, config.bootstrap_resamples, config.seed)
     results["models"] = {name: stage.input(name).manifest.output_digest for name in names}
+    if stage.corpora:
+        results["corpora"] = stage.corpora
     results["validation"] = validation_losses(stage.input("base").manifest.metrics)
     table = render_table(results)
     write_text(

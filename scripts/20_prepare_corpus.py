@@ -1,10 +1,10 @@
 """
-20 -- corpus: read, clean, judge, deduplicate and split text.
+20 -- corpus: read, clean, judge, deduplicate, weigh and split text.
 
     python scripts/20_prepare_corpus.py --config config/demo/20_prepare_corpus.json
 
-Reads   local files, text rows of stage 10, docstrings of installed packages
-Writes  train/ and val/ shards, removed/ by reason, stats.json, DATA_CARD.md, manifest.json
+Reads   local files, datasets of the Hub, text rows of stage 10, docstrings of installed packages
+Writes  train/ and val/ shards, removed/ by reason, documents.parquet, stats.json, DATA_CARD.md, manifest.json
 """
 
 import json
@@ -19,66 +19,88 @@ from utils.pipeline.stage import Stage, run_stage
 
 
 def main(config: CorpusConfig, stage: Stage) -> dict:
-    import numpy as np
-
-    from utils.corpus.card import corpus_metrics, corpus_stats, data_card, source_stats
-    from utils.corpus.dedup import DedupSettings, permutations
+    from utils.corpus.budget import Budget
+    from utils.corpus.card import data_card
     from utils.corpus.executor import open_executor
-    from utils.corpus.intake import read_source
+    from utils.corpus.reading import Reader, read_everything
     from utils.corpus.segments import Segments
-    from utils.corpus.select import check_validation, in_validation, remove_duplicates
-    from utils.corpus.write import write_removed, write_split
+    from utils.corpus.select import check_validation, select
+    from utils.corpus.stats import Outcome, Run, corpus_metrics, corpus_stats
+    from utils.corpus.write import write_removed, write_split, write_table
+    from utils.pipeline.journal import Journal
+    from utils.tokenizer.frozen import FrozenTokenizer
 
     started = time.monotonic()
-    names = [source.name for source in config.sources]
-    dedup, keep_text = config.deduplicate, config.keep_removed == "text"
-    hashing = permutations(dedup.bands * dedup.rows, dedup.seed) if dedup.near else None
-
-    segments = Segments(stage.partial, stage.journal("blocks"), keep_text)
+    budget, names = Budget.of(config), [source.name for source in config.sources]
+    counts_tokens = config.budget.count == "tokenizer"
+    tokenizer = FrozenTokenizer(stage.input("tokenizer").path) if counts_tokens else None
+    segments = Segments(stage.partial, Journal(stage.partial, "blocks"), len(names))
     with open_executor(config.executor) as executor:
-        for number, source in enumerate(config.sources):
-            read_source(number, source, config, stage, executor, segments, hashing)
-    documents = segments.documents()
+        reader = Reader(config, stage, executor, segments, tokenizer)
+        documents, duplicates = read_everything(reader, budget)
+    stage.stop_point()
 
-    near = DedupSettings(dedup.bands, dedup.rows, dedup.similarity) if dedup.near else None
-    selection = remove_duplicates(documents, near)
-    val = in_validation(documents.entries["split"], config.split.val_fraction)
-    kept_val, kept_train = np.flatnonzero(selection.kept & val), np.flatnonzero(selection.kept & ~val)
-    check_validation(
-        documents.entries["split"][selection.kept], len(kept_val), config.split.min_val_documents
-    )
+    selection = select(documents, duplicates, budget, config.split.val_fraction)
+    split_hashes = documents.column("split")[selection.written]
+    check_validation(split_hashes, int(selection.val.sum()), config.split.min_val_documents)
 
-    target_bytes = config.shards.target_mebibytes << 20
-    train = write_split(stage.partial, "train", documents, kept_train, target_bytes)
-    validation = write_split(stage.partial, "val", documents, kept_val, target_bytes)
-    samples = write_removed(stage.partial, segments.removed_rows(), documents, selection, names, keep_text)
+    shards = {
+        split: write_split(stage.partial, split, documents, getattr(selection, split), config.shards, stage)
+        for split in ("train", "val")
+    }
+    stage.stop_point()
+    write_table(stage.partial / "documents.parquet", documents, selection, names)
+    keep_text = config.keep_removed == "text"
+    samples = write_removed(stage.partial, segments, documents, duplicates, names, keep_text)
 
-    numbers = range(len(names))
-    by_source = source_stats(
-        [(source.name, source.kind) for source in config.sources],
-        [segments.rows_read(number) for number in numbers],
-        [segments.removed(number) for number in numbers],
-        documents,
-        selection,
-        val,
-    )
-    for source, found in zip(config.sources, by_source.values(), strict=True):
-        stage.log("source", f"{source.name:<10}{found.line()}")
+    evaluation_sets = reader.intake.evaluation_sets
+    run = Run(config, budget, identities(config, stage), evaluation_sets, stage.waivers)
+    outcome = Outcome(segments.sources, documents, duplicates, selection, shards, samples)
+    stats = corpus_stats(run, outcome)
+    text = json.dumps(stats, indent=1, sort_keys=True) + "\n"
+    (stage.partial / "stats.json").write_text(text, encoding="ascii")
+    (stage.partial / "DATA_CARD.md").write_text(data_card(stats), encoding="utf-8", newline="\n")
+    say(stats, config, stage)
+
+    tokens = sum(split["tokens"] for split in stats["splits"].values())
+    stage.run_info(tokens_per_second=round(tokens / (time.monotonic() - started)))
+    return corpus_metrics(stats)
+
+
+def identities(config: CorpusConfig, stage: Stage) -> list[dict[str, str]]:
+    """Id, revision and digest of every source."""
+    from utils.corpus.stats import source_identity
+
+    found = []
+    for source in config.sources:
+        if source.kind == "generated":
+            digest = stage.input("generated").manifest.output_digest
+            found.append({"id": source.dataset, "revision": "", "digest": digest})
+        else:
+            found.append(source_identity(source, stage.source(source.name).record))
+    return found
+
+
+def say(stats: dict, config: CorpusConfig, stage: Stage) -> None:
+    """Print what came out, and count rows for the manifest."""
+    from utils.corpus.lines import counted, mix_line, source_line, split_line
+
+    for source in config.sources:
+        found = stats["sources"][source.name]
+        numbers = {key: found[key] for key in ("read", "kept", "kept_tokens", "over_budget", "removed")}
+        stage.log(source.name, source_line(found, counted(stats)), **numbers)
         if source.kind != "generated":
-            stage.source(source.name).count(found.read, found.kept)
+            stage.source(source.name).count(found["read"], found["kept"])
+    stage.log("mix", mix_line(stats), **stats["mix"])
+    splits = stats["splits"].items()
     stage.log(
         "split",
-        f"train {train.documents:,} documents, val {validation.documents:,} in {validation.groups:,} groups",
+        split_line(stats),
+        **{
+            name: {key: one[key] for key in ("documents", "groups", "bytes", "tokens")}
+            for name, one in splits
+        },
     )
-
-    stats = corpus_stats(by_source, train, validation, selection, samples)
-    (stage.partial / "stats.json").write_text(
-        json.dumps(stats, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    (stage.partial / "DATA_CARD.md").write_text(data_card(stats, stage.waivers), encoding="utf-8")
-    seconds = time.monotonic() - started
-    stage.run_info(megabytes_per_second=round((train.bytes + validation.bytes) / 1e6 / seconds, 2))
-    return corpus_metrics(stats)
 
 
 if __name__ == "__main__":

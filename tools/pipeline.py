@@ -85,6 +85,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parsers[name].add_argument("--json", action="store_true", help="print data instead of text")
     for name in ("plan", "run", "status", "verify"):
         parsers[name].add_argument("--verify", dest="mode", choices=["full", "cached"], default="full")
+    parsers["status"].add_argument(
+        "--online", action="store_true", help="ask the Hub whether a branch that was read has moved"
+    )
     run = parsers["run"]
     run.add_argument(
         "--from", dest="first", default="", metavar="STAGE", help="leave earlier stages as they are"
@@ -113,7 +116,8 @@ def _plan(arguments: argparse.Namespace, workspace: Workspace) -> int:
 
 
 def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:
-    rows = status(read_profile(arguments.profile, workspace), Verifier(workspace, arguments.mode))
+    verifier = Verifier(workspace, arguments.mode, arguments.online)
+    rows = status(read_profile(arguments.profile, workspace), verifier)
     problem = first_problem(rows)
     code = NOT_GOOD if problem else 0
     if arguments.json:
@@ -132,7 +136,7 @@ def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:
         print(f"{row.node.stage:<{NAME_COLUMN}}{row.verdict.kind:<11}{identity}   {detail}".rstrip())
     if problem:
         bad = sum(not row.verdict.good for row in rows)
-        print(f"{bad} problem{'s' * (bad > 1)}: {fix_of(problem)}")
+        print(f"{bad} problem{'s' * (bad > 1)}: {fix_of(problem, arguments.online)}")
     return code
 
 

@@ -1,112 +1,152 @@
 """
-Quality rules: a text just inside and just outside of each, and the n-gram rules against a plain computation.
+Quality rules: a text just inside and just outside of each, presets, order, and what the line rules leave.
 """
 
-from collections import Counter
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from utils.config.corpus import RULE_NAMES
-from utils.corpus.quality import (
-    PRESETS,
-    TextView,
-    first_broken_rule,
-    repeated_ngram_share,
-    resolve_rules,
-    top_ngram_share,
-)
+from utils.corpus.quality import PRESETS, judge, resolve_rules
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def words(count: int, length: int = 5) -> str:
     """Distinct words of one length."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(letters[(i // 26**k) % 26] for k in range(length)) for i in range(count))
+    return " ".join("".join(LETTERS[(i // 26**k) % 26] for k in range(length)) for i in range(count))
+
+
+def lines(*parts: str) -> str:
+    return "\n".join(parts)
+
+
+def distinct(count: int, start: int = 0, ending: str = "") -> list[str]:
+    """Distinct lines of one word."""
+    return [f"{word}{ending}" for word in words(start + count).split()[start:]]
 
 
 CASES = {
-    "too_few_words": (words(50), words(49)),
-    "too_many_words": (words(60), words(61)),
-    "word_length": (words(60, 3), words(60, 2)),
+    "too_few_words": (words(50), words(49) + " -- ..."),
+    "too_many_words": (words(60) + " --", words(61)),
+    "word_length": (words(60, 3) + " -", words(60, 2)),
+    "hash_ratio": (words(90) + " #" * 10, words(89) + " #" * 10),
+    "ellipsis_ratio": (words(45) + " ..." + " \u2026" * 4, words(44) + " ..." + " \u2026" * 4),
+    "bullet_lines": (lines(*["- a"] * 9, "b"), lines(*["- a"] * 9, "\u2022 c", "b", *["* d"] * 2)),
+    "ellipsis_lines": (lines(*["a..."] * 3, *"bcdefgh"), lines(*["a..."] * 3, "b\u2026", *"cdefgh")),
     "alphabetic_words": (words(48) + " 123" * 12, words(47) + " 123" * 13),
-    "repeated_lines": (
-        "\n".join([words(60), "x", "x", *map(str, range(7))]),
-        "\n".join([words(60), *"xxxx", *"abcd"]),
+    "stop_words": (words(50) + " the that", words(50) + " the the The"),
+    "repeated_lines": (lines(*"xxxx", *"abcdef"), lines(*"xxxx", *"abcde")),
+    "repeated_paragraphs": ("\n\n".join([*"xxxx", *"abcdef"]), "\n\n".join([*"xxxx", *"abcde"])),
+    "repeated_line_characters": (lines("a" * 10, "a" * 10, "b" * 28), lines("a" * 10, "a" * 10, "b" * 27)),
+    "repeated_paragraph_characters": (
+        "\n\n".join(["a" * 10, "a" * 10, "b" * 26]), "\n\n".join(["a" * 10, "a" * 10, "b" * 25]),
     ),
-    "repeated_line_characters": (
-        "\n".join([words(60), words(10), words(10)]),
-        "\n".join([words(60), words(30), words(30)]),
+    "top_2gram": ("aa bb " * 2 + words(7, 6)[:38], "aa bb " * 2 + words(7, 6)[:37]),
+    "top_3gram": ("aa bb cc " * 2 + words(20, 6)[:71], "aa bb cc " * 2 + words(20, 6)[:70]),
+    "top_4gram": ("aa bb cc dd " * 2 + words(30, 6)[:114], "aa bb cc dd " * 2 + words(30, 6)[:113]),
+    "line_rules": None,
+    "lorem_ipsum": ("lorem\nipsum", "Lorem Ipsum dolor"),
+    "curly_bracket": ("a } b", "a { b"),
+    "too_few_sentences": ("A b. C d! E f?\nG\nH", "A b. c d. E f.\nG\n\nI e.g. here"),
+    "line_punctuation": (lines(*["a."] * 3, *"b" * 22), lines(*["a."] * 3, *"b" * 23)),
+    "short_lines": (
+        lines(*["a" * 30] * 67, *["b" * 31] * 33), lines(*["a" * 30] * 68, *["b" * 31] * 32),
     ),
-    "top_2gram": (words(60) + " alpha beta" * 2, words(60) + " alpha beta" * 12),
-    "top_3gram": (words(60) + " alpha beta gamma" * 2, words(60) + " alpha beta gamma" * 7),
-    "top_4gram": (words(60) + " alpha beta gamma delta" * 2, words(60) + " alpha beta gamma delta" * 4),
-}
-for n in range(5, 11):
-    CASES[f"repeated_{n}gram"] = (words(100), f"{words(100)} {words(40)} {words(40)}")
+    "duplicate_line_characters": (
+        lines("a", "a", "b" * 98), lines("a", "a", "b" * 97),
+    ),
+    "newline_ratio": (
+        "\n\n\n".join([words(4), words(3), words(3)][:2]) + " x y z", "\n\n\n".join(distinct(2)),
+    ),
+}  # fmt: skip
+for n, limit in zip(range(5, 11), (0.15, 0.14, 0.13, 0.12, 0.11, 0.10), strict=True):
+    gram = " ".join(distinct(n, start=300))  # 5 characters a word
+    fits = round(5 * n / limit)  # characters of a text in which one repetition is exactly the limit
+    start = f"{gram} {gram} "
+    CASES[f"repeated_{n}gram"] = tuple(
+        (start + words(200, 4))[: size - 1] + "." for size in (fits + (fits * limit < 5 * n), fits - 1)
+    )
 
 
-@pytest.mark.parametrize("rule", RULE_NAMES)
+def only(rule: str, **thresholds: object) -> list:
+    return resolve_rules("web", {name: "off" for name in RULE_NAMES if name != rule} | thresholds)
+
+
+@pytest.mark.parametrize("rule", [name for name in RULE_NAMES if name != "line_rules"])
 def test_each_rule_inside_and_outside(rule: str):
-    only = {name: "off" for name in RULE_NAMES if name != rule}
-    if rule == "too_many_words":
-        only[rule] = 60
-    rules = resolve_rules("web", only)
-    assert [r.name for r in rules] == [rule]
+    rules = only(rule, too_many_words=60) if rule == "too_many_words" else only(rule)
+    assert [found.name for found in rules] == [rule]
     inside, outside = CASES[rule]
-    assert first_broken_rule(inside, rules) is None
-    broken = first_broken_rule(outside, rules)
-    assert broken is not None
-    assert broken.rule == rule
+    assert judge(inside, rules).broken is None
+    broken = judge(outside, rules).broken
+    assert broken is not None and broken.rule == rule
     assert broken.measured != broken.threshold
 
 
+def test_word_length_has_two_bounds():
+    rules = only("word_length")
+    assert judge(words(60, 10), rules).broken is None
+    assert judge(words(60, 11), rules).broken == ("word_length", 11, 10)
+    assert judge(words(60, 2), rules).broken == ("word_length", 2, 3)
+
+
 def test_the_first_rule_wins():
-    assert first_broken_rule("a a", resolve_rules("web", {})).rule == "too_few_words"
+    assert judge("a a", resolve_rules("web", {})).broken.rule == "too_few_words"
+    assert judge("a a", resolve_rules("web", {"too_few_words": "off"})).broken.rule == "word_length"
 
 
-def test_presets_differ_and_overrides_replace_one_rule():
-    text = words(30)
-    assert first_broken_rule(text, resolve_rules("web", {})).rule == "too_few_words"
-    assert first_broken_rule(text, resolve_rules("prose", {})) is None
-    assert first_broken_rule(text, resolve_rules("prose", {"too_few_words": 31})).threshold == 31
-    assert first_broken_rule(text, resolve_rules("web", {"too_few_words": "off"})) is None
-    assert set(PRESETS) == {"web", "prose", "short"}
+def test_the_table_of_presets():
+    """Reason by reason, as documented."""
+    table = {
+        "too_few_words": (50, 20, 5), "too_many_words": (100_000, "off", "off"),
+        "word_length": ((3, 10), (3, 10), (2, 12)), "hash_ratio": (0.1, 0.1, 0.2),
+        "ellipsis_ratio": (0.1, 0.1, 0.2), "bullet_lines": (0.9, 0.9, "off"),
+        "ellipsis_lines": (0.3, 0.3, "off"),
+        "alphabetic_words": (0.8, 0.7, 0.5), "stop_words": (2, 2, "off"),
+        "line_rules": (1_000, "off", "off"), "lorem_ipsum": (0, 0, 0), "curly_bracket": (0, "off", "off"),
+        "too_few_sentences": (5, "off", "off"), "line_punctuation": (0.12, "off", "off"),
+        "short_lines": (0.67, "off", "off"), "duplicate_line_characters": (0.01, "off", "off"),
+        "newline_ratio": (0.3, "off", "off"),
+    }  # fmt: skip
+    for reason, thresholds in table.items():
+        assert tuple(PRESETS[name][reason] for name in ("web", "prose", "short")) == thresholds, reason
+    for preset in PRESETS.values():
+        assert set(preset) == set(RULE_NAMES)
+        shares = [preset[name] for name in RULE_NAMES if name.startswith(("repeated", "top"))]
+        assert shares == [0.3, 0.3, 0.2, 0.2, 0.2, 0.18, 0.16, 0.15, 0.14, 0.13, 0.12, 0.11, 0.1]
+
+
+def test_overrides_replace_one_rule():
+    text = words(30) + " the of"
+    assert judge(text, resolve_rules("web", {})).broken.rule == "too_few_words"
+    assert judge(text, resolve_rules("prose", {})).broken is None
+    assert judge(text, resolve_rules("prose", {"too_few_words": 33})).broken.threshold == 33
+    assert judge(text, resolve_rules("prose", {"word_length": (6, 9)})).broken.threshold == 6
+
+
+@pytest.mark.parametrize(
+    ("languages", "asked"), [(["en"], True), ([], False), (["de"], False), (["en", "de"], False)]
+)
+def test_stop_words_are_asked_of_english_only(languages: list[str], asked: bool):
+    names = [rule.name for rule in resolve_rules("prose", {}, languages)]
+    assert ("stop_words" in names) == asked
+    assert "stop_words" in [rule.name for rule in resolve_rules("prose", {"stop_words": 1}, languages)]
 
 
 def test_short_texts_are_spared_the_ngram_rules():
     text = "the cat sat. the cat sat. the cat sat."
-    assert first_broken_rule(text, resolve_rules("short", {})) is None
-    assert first_broken_rule(text * 20, resolve_rules("short", {})).rule.startswith("top_")
+    assert judge(text, resolve_rules("short", {})).broken is None
+    assert judge(text * 20, resolve_rules("short", {})).broken.rule.startswith("top_")
 
 
-small_words = st.lists(st.sampled_from(["a", "bb", "ccc", "d"]), min_size=1, max_size=40)
-
-
-@settings(deadline=None)
-@given(small_words, st.integers(2, 4))
-def test_top_ngram_equals_counting(tokens: list[str], n: int):
-    grams = [" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    count = max(Counter(grams).values(), default=0)
-    expected = {
-        round(len(gram) * count / len(" ".join(tokens)), 4)
-        for gram, c in Counter(grams).items()
-        if c == count
-    }
-    share = top_ngram_share(TextView(" ".join(tokens)), n)
-    assert share in expected if count > 1 else share == 0
-
-
-@settings(deadline=None)
-@given(small_words, st.integers(2, 6))
-def test_repeated_ngrams_equal_the_published_loop(tokens: list[str], n: int):
-    seen, characters, at = set(), 0, 0
-    while at < len(tokens) - n + 1:
-        gram = tuple(tokens[at : at + n])
-        if gram in seen:
-            characters += sum(map(len, gram))
-            at += n
-        else:
-            seen.add(gram)
-            at += 1
-    assert repeated_ngram_share(TextView(" ".join(tokens)), n) == round(characters / len(" ".join(tokens)), 4)
+def test_line_rules_edit_and_the_rules_behind_them_see_what_is_left():
+    text = "One.\nTwo.\n\nThree.\nlorem ipsum javascript\nFour.\nFive."
+    rules = only("line_rules", line_rules=1_000, lorem_ipsum=0, too_few_sentences=5)
+    judgement = judge(text, rules)
+    assert judgement.broken is None
+    assert (judgement.view.text, judgement.dropped_lines) == ("One.\nTwo.\n\nThree.\nFour.\nFive.", 1)
+    fewer = judge(text.replace("Two.", "javascript"), rules)
+    assert fewer.broken == ("too_few_sentences", 4, 5)
+    unedited = judge("One.", rules)
+    assert (unedited.dropped_lines, unedited.broken.rule) == (0, "too_few_sentences")
+    words_left = judge("word " * 60 + "\n" + "x" * 30, only("line_rules", line_rules=20))
+    assert words_left.view.text == ("word " * 60).strip()

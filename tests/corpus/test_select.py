@@ -1,25 +1,19 @@
 """Selection: vectors of the split, stability, canonical order, refusals."""
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.corpus.dedup import DedupSettings
-from utils.corpus.segments import ENTRY, Documents
-from utils.corpus.select import check_validation, in_validation, output_order, remove_duplicates
+from tests.corpus.pairs import vocabulary
+from tests.corpus.stored import stored
+from tests.corpus.test_budget import budget
+from utils.corpus.duplicates import LOSER, Duplicates
+from utils.corpus.select import check_validation, in_validation, select, supply_of
 from utils.pipeline.errors import DataError
 from utils.pipeline.hashing import unit_hash
-
-
-def documents(ids: list[int], orders: list[int] | None = None) -> Documents:
-    entries = np.zeros(len(ids), ENTRY)
-    for i, id in enumerate(ids):
-        entries["id"][i] = np.frombuffer(id.to_bytes(16, "big"), "u1")
-    entries["order"] = orders or range(len(ids))
-    return Documents(entries, np.zeros(0, "u1"), np.zeros(0, "u8"), np.zeros((len(ids), 120), "u4"))
 
 
 def test_split_vectors():
@@ -47,21 +41,31 @@ def test_order_of_rows_moves_no_document(order: list[int]):
     assert moved.tolist() == in_validation(hashes, 0.3)[list(order)].tolist()
 
 
-def test_exact_duplicates_keep_the_first():
-    selection = remove_duplicates(documents([5, 6, 5, 5, 6]), None)
-    assert selection.kept.tolist() == [True, True, False, False, False]
-    assert [(loser.document, loser.kept) for loser in selection.losers] == [(2, 0), (3, 0), (4, 1)]
-    assert selection.cluster_sizes() == {"2": 1, "3": 1}
+def test_each_source_gives_its_share_and_the_rest_is_over_budget(tmp_path: Path):
+    texts = {
+        name: [" ".join(vocabulary(100 * n + k, 5 + k % 7)) for k in range(200)]
+        for n, name in enumerate(("books", "web", "teacher"))
+    }
+    documents = stored(tmp_path, texts, per_block=64)
+    lost = np.zeros(1, LOSER)  # document 0 is a duplicate
+    lost["kept"] = 1
+    asked = budget(tokens=3_000)
+    selection = select(documents, Duplicates(exact=lost), asked, 0.1)
+    sizes, sources = documents.column("text_bytes").astype(int), documents.sources()
+    assert not selection.kept[0] and not selection.written[0] and not selection.over_budget[0]
+    assert (selection.written | selection.over_budget).tolist() == selection.kept.tolist()
+    assert not (selection.train & selection.val).any()
+    for number, share in enumerate((6_000, 4_000, 2_000)):
+        mine = selection.written & (sources == number)
+        assert share <= sizes[mine].sum() < share + sizes[mine].max()
+    assert supply_of(documents, selection.kept, asked)[0] == sizes[1:200].sum()
 
 
-def test_documents_without_a_sketch_are_compared_exactly_only():
-    selection = remove_duplicates(documents([1, 2, 3]), DedupSettings(20, 6, 0.8))
-    assert selection.kept.all()
-    assert selection.candidate_pairs == 0
-
-
-def test_output_order_is_by_hash_then_id():
-    assert output_order(documents([3, 2, 1], [7, 5, 7]), np.arange(3)).tolist() == [1, 2, 0]
+def test_without_a_budget_everything_is_taken(tmp_path: Path):
+    documents = stored(tmp_path, {"books": ["one two", "three four", "five six"]})
+    selection = select(documents, Duplicates(), budget(tokens=0, weights=(1,)), 0.5)
+    assert selection.written.all()
+    assert not selection.over_budget.any()
 
 
 def test_too_small_validation_names_a_fraction_that_does():
@@ -75,7 +79,3 @@ def test_too_small_validation_names_a_fraction_that_does():
     assert in_validation(hashes, fraction).sum() >= 8
     with pytest.raises(DataError, match="8 documents are left, validation alone asks for 8"):
         check_validation(hashes[:8], 0, 8)
-
-
-def test_card_table_is_json_safe():
-    assert json.dumps(remove_duplicates(documents([1, 1]), None).cluster_sizes()) == '{"2": 1}'

@@ -1,5 +1,9 @@
-"""Shards: the same bytes every time, readable by zstd, closed at their size."""
+"""Shards: the same bytes every time, readable by zstd and gzip, closed at their size."""
 
+import gzip
+import shutil
+import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,8 +43,32 @@ def test_same_lines_same_bytes_and_sizes(tmp_path: Path):
     assert sum(shard.documents for shard in first) == len(LINES)
 
 
-def test_reading_gives_the_lines_back_in_blocks(tmp_path: Path):
-    write_shards(tmp_path / "train", LINES, 20_000)
+@pytest.mark.parametrize(
+    ("compression", "suffix", "program"), [("zstd", "zst", "zstd"), ("gzip", "gz", "gzip")]
+)
+def test_the_usual_programs_accept_every_shard(tmp_path: Path, compression: str, suffix: str, program: str):
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    write_shards(tmp_path, LINES, 20_000, compression)
+    shards = sorted(tmp_path.glob(f"*.jsonl.{suffix}"))
+    assert len(shards) > 2
+    subprocess.run([program, "-t", "-q", *shards], check=True)
+
+
+def test_gzip_names_neither_file_nor_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write_shards(tmp_path / "a", LINES, 20_000, "gzip")
+    monkeypatch.setattr(time, "time", lambda: 5e9)
+    assert write_shards(tmp_path / "b", LINES, 20_000, "gzip") == first
+    for shard in first:
+        data = (tmp_path / "a" / shard.name).read_bytes()
+        assert data == (tmp_path / "b" / shard.name).read_bytes()
+        assert data[3:8] == bytes(5)  # no flags, so no name, and no time
+        assert sha256_hex(gzip.decompress(data)) == shard.raw_sha256
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_reading_gives_the_lines_back_in_blocks(tmp_path: Path, compression: str):
+    write_shards(tmp_path / "train", LINES, 20_000, compression)
     joined = b"".join(LINES).splitlines(keepends=True)
     assert list(read_lines(Folder(tmp_path), "train")) == joined
     blocks = list(read_blocks(Folder(tmp_path), "train"))
@@ -54,5 +82,14 @@ def test_no_shards_and_damaged_shards(tmp_path: Path):
         list(read_lines(Folder(tmp_path), "val"))
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "00000.jsonl.zst").write_bytes(b"not zstd at all")
-    with pytest.raises(DataError, match=r"val/00000.jsonl.zst is not a readable zstd file"):
+    with pytest.raises(DataError, match=r"val/00000.jsonl.zst is not readable"):
+        list(read_lines(Folder(tmp_path), "val"))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_a_shard_that_was_cut_short_is_noticed(tmp_path: Path, compression: str):
+    name = write_shards(tmp_path / "val", LINES, 1 << 20, compression)[0].name
+    path = tmp_path / "val" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=f"val/{name} is not readable"):
         list(read_lines(Folder(tmp_path), "val"))

@@ -1,151 +1,82 @@
-"""Readers: every format and codec gives the same documents, damage is named, reading goes on in mid-file."""
+"""Blocks: consecutive rows of a source, cut by the data alone, read on from any cursor."""
 
-import csv
-import gzip
-import io
 import json
 from functools import partial
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 
-from utils.corpus.sources import (
-    SUPPORTED,
-    Cursor,
-    RawBlock,
-    ReadSettings,
-    SourceFile,
-    check_fields,
-    field_of,
-    format_of,
-    read_blocks,
-)  # fmt: skip
-from utils.pipeline.errors import ConfigError, DataError
-
-ROWS = [{"text": f'Row {i}, "quoted"\nand caf\u00e9', "title": f"t{i // 2}"} for i in range(7)]
-
-
-def as_csv() -> bytes:
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ["text", "title"])
-    writer.writeheader()
-    writer.writerows(ROWS)
-    return out.getvalue().encode()
-
-
-def as_parquet() -> bytes:
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), out, row_group_size=3)
-    return out.getvalue()
-
-
-CONTENT = {
-    "jsonl": "".join(json.dumps(row) + "\n\n" for row in ROWS).encode(),
-    "json": json.dumps(ROWS).encode(),
-    "csv": as_csv(),
-    "parquet": as_parquet(),
-}
-CODECS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+from utils.corpus import sources
+from utils.corpus.readers import SourceFile
+from utils.corpus.sources import Cursor, RawBlock, ReadSettings, read_blocks
 
 
 def source_file(path: Path) -> SourceFile:
-    return SourceFile(path.name, partial(open, path, "rb"))
+    return SourceFile(path.name, partial(open, path, "rb"), path)
 
 
-def read(path: Path, start: Cursor = Cursor(), **settings: object) -> list[dict]:  # noqa: B008
-    blocks = read_blocks("source", [source_file(path)], ReadSettings(**settings), start)
-    return [json.loads(row) for block in blocks for row in block.rows]
+def write(folder: Path, **files: bytes) -> list[SourceFile]:
+    """Files `a__jsonl` and so on, as sources."""
+    paths = [folder / name.replace("__", ".") for name in files]
+    for path, content in zip(paths, files.values(), strict=True):
+        path.write_bytes(content)
+    return [source_file(path) for path in paths]
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("form", CONTENT)
-def test_every_format_and_codec_gives_the_same_rows(tmp_path: Path, form: str, codec: str):
-    path = tmp_path / f"a.{form}{codec}"
-    path.write_bytes(CODECS[codec](CONTENT[form]))
-    assert read(path) == ROWS
-    assert read(path, start=Cursor(0, 4)) == ROWS[4:]
+def lines(count: int, prefix: str = "") -> bytes:
+    return b"".join(b'{"text": "%s%d"}\n' % (prefix.encode(), i) for i in range(count))
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("form", ["txt", "md"])
-def test_text_files_are_one_document_or_cut(tmp_path: Path, form: str, codec: str):
-    path = tmp_path / f"a.{form}{codec}"
-    path.write_bytes(CODECS[codec](b"\xef\xbb\xbfone\n<|endoftext|>two"))
-    assert read(path) == [{"text": "one\n<|endoftext|>two"}]
-    assert read(path, split_on="<|endoftext|>") == [{"text": "one\n"}, {"text": "two"}]
+def blocks_of(files: list[SourceFile], start: Cursor = Cursor()) -> list[RawBlock]:  # noqa: B008
+    return list(read_blocks("web", files, ReadSettings(), start))
 
 
-def test_json_object_with_data_and_byte_order_marks(tmp_path: Path):
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"data": ROWS}).encode())
-    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + CONTENT["jsonl"])
-    assert read(tmp_path / "a.json") == read(tmp_path / "b.jsonl") == ROWS
+def test_blocks_end_after_2000_rows_and_span_files(tmp_path: Path):
+    files = write(tmp_path, a__jsonl=lines(2_500, "a"), b__jsonl=lines(2_500, "b"), c__jsonl=b"")
+    blocks = blocks_of(files)
+    assert [len(block.rows) for block in blocks] == [2_000, 2_000, 1_000]
+    assert [str(block) for block in blocks] == [
+        "web rows 0-1,999",
+        "web rows 2,000-3,999",
+        "web rows 4,000-4,999",
+    ]
+    assert blocks[1].rows[499:501] == [b'{"text": "a2499"}', b'{"text": "b0"}']
+    assert (blocks[1].next.file, blocks[1].next.row) == (1, 1_500)
 
 
-def test_parquet_reads_mapped_columns_only(tmp_path: Path):
-    (tmp_path / "a.parquet").write_bytes(CONTENT["parquet"])
-    assert read(tmp_path / "a.parquet", columns=["title"]) == [{"title": row["title"]} for row in ROWS]
+def test_blocks_end_with_the_row_that_reaches_8_mebibytes(tmp_path: Path):
+    row = json.dumps({"text": "x" * (3 << 20)}).encode() + b"\n"
+    large = json.dumps({"text": "x" * (9 << 20)}).encode() + b"\n"
+    blocks = blocks_of(write(tmp_path, a__jsonl=row * 4 + large + row))
+    assert [len(block.rows) for block in blocks] == [3, 2, 1]
 
 
-def test_empty_files_have_no_rows(tmp_path: Path):
-    for name in ("a.jsonl", "a.csv"):
-        (tmp_path / name).write_bytes(b"")
-        assert read(tmp_path / name) == []
+def test_rows_of_different_kinds_are_never_in_one_block(tmp_path: Path):
+    files = write(tmp_path, a__jsonl=lines(3), b__txt=b"b", c__md=b"c", d__jsonl=lines(1), e__py=b"'e'")
+    found = [(block.kind, len(block.rows)) for block in blocks_of(files)]
+    assert found == [("json", 3), ("text", 2), ("json", 1), ("python", 1)]
 
 
-def test_blocks_end_at_2000_rows_and_at_files(tmp_path: Path):
-    for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_bytes(b"".join(b'{"text": "%d"}\n' % i for i in range(2_500)))
-    files = [source_file(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    blocks = list(read_blocks("web", files, ReadSettings(), Cursor()))
-    assert [len(block.rows) for block in blocks] == [2_000, 500, 2_000, 500]
-    assert str(blocks[1]) == "web file 0, rows 2,000-2,499"
-    assert list(read_blocks("web", files, ReadSettings(), blocks[0].next)) == blocks[1:]
-    assert list(read_blocks("web", files, ReadSettings(), blocks[2].next)) == blocks[3:]
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_reading_goes_on_from_every_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int):
+    monkeypatch.setattr(sources, "BLOCK_ROWS", rows)
+    texts = b"one<|>two<|>three"
+    files = write(tmp_path, a__jsonl=lines(5), b__json=b'["x", "y"]', c__csv=b"text\nq\nr\n", d__txt=texts)
+    read = partial(read_blocks, "web", files, ReadSettings(split_on="<|>"))
+    blocks = list(read(Cursor()))
+    assert sum(len(block.rows) for block in blocks) == 12
+    for number, block in enumerate(blocks):
+        cursor = Cursor.from_json(json.loads(json.dumps(block.next.to_json())))
+        assert cursor == block.next
+        assert list(read(cursor)) == blocks[number + 1 :]
+    assert blocks[-1].next.total == 12
 
 
-DAMAGED = {
-    "cut gzip": ("a.jsonl.gz", gzip.compress(CONTENT["jsonl"])[:-12], "a.jsonl.gz is damaged: "),
-    "not gzip": ("a.jsonl.gz", b"plain text", "a.jsonl.gz is damaged: Not a gzipped file"),
-    "not zstd": ("a.jsonl.zst", b"plain text", "a.jsonl.zst is damaged: "),
-    "not json": ("a.json", b"[1,", "a.json: Expecting value"),
-    "json number": ("a.json", b"3", "a.json: a .json file must hold a list of rows"),
-    "not parquet": ("a.parquet", b"nonsense", "a.parquet: not a readable parquet file"),
-    "open quote": ("a.csv", b'text\n"open', "a.csv: unexpected end of data"),
-}
+def test_only_asked_columns_are_read(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
 
-
-@pytest.mark.parametrize("case", DAMAGED)
-def test_damage_is_one_error_that_names_the_file(tmp_path: Path, case: str):
-    name, content, message = DAMAGED[case]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError) as error:
-        read(tmp_path / name)
-    assert str(error.value).startswith(message)
-
-
-def test_unknown_suffix_names_the_supported_ones():
-    assert format_of("data/raw.d/a.b.JSONL.GZ") == ("jsonl", "gz")
-    for name in ("a.docx", "noext", "a.gz", "a.jsonl.bz2"):
-        with pytest.raises(ConfigError, match=f"{name}: unknown kind of file") as error:
-            format_of(name)
-        assert SUPPORTED in error.value.fix
-
-
-def test_a_mapped_field_that_never_occurs_is_refused():
-    block = RawBlock("web", "json", Cursor(), [b'{"content": "x", "meta": {"title": 1}}', b"not json"])
-    check_fields(block, {"text": ["content"], "group": ["meta.title"]})
-    with pytest.raises(
-        ConfigError, match='fields.text names "text", which occurs in none of the first 1 rows'
-    ):
-        check_fields(block, {"text": ["text"]})
-    with pytest.raises(ConfigError, match="they have content, meta"):
-        check_fields(block, {"text": ["text"]})
-
-
-def test_dotted_paths():
-    assert field_of({"a": {"b": [1]}}, "a.b") == [1]
-    assert field_of({"a.b": 2, "a": {"b": 1}}, "a.b") == 2
-    assert field_of({"a": 1}, "a.b") is None
+    table = pyarrow.Table.from_pylist([{"text": "a", "long": "b"}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    blocks = read_blocks("web", [source_file(tmp_path / "a.parquet")], ReadSettings(["text"]), Cursor())
+    assert next(blocks).rows == [b'{"text": "a"}']

@@ -50,8 +50,9 @@ sys.path[:0] = [{root!r}]
 from tests.corpus.tiny import Tiny
 from utils.pipeline.journal import Journal
 from pathlib import Path
-import utils.corpus.shards
+import utils.corpus.shards, utils.corpus.sources
 utils.corpus.shards.BLOCK_ROWS = 100
+utils.corpus.sources.BLOCK_ROWS = {block_rows}
 commit, left = Journal.commit, [{commits}]
 def deadly(self, record):
     commit(self, record)
@@ -152,10 +153,12 @@ class Tiny:
         self.run("20_prepare_corpus", self.corpus_config())
         self.run("30_train_tokenizer", self.tokenizer_config())
 
-    def kill_after(self, stage: str, config: dict, commits: int) -> None:
+    def kill_after(self, stage: str, config: dict, commits: int, block_rows: int = 60) -> None:
         """Run a stage in a process that dies by kill -9 right after so many commits."""
         self.write_config(stage, config)
-        code = KILLED_RUN.format(root=str(ROOT), workspace=str(self.root), stage=stage, commits=commits)
+        code = KILLED_RUN.format(
+            root=str(ROOT), workspace=str(self.root), stage=stage, commits=commits, block_rows=block_rows
+        )
         process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert process.returncode == -9, process.stderr
 

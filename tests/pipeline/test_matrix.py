@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.pipeline import rows_artifacts, rows_currency, rows_runs
+from tests.pipeline import rows_artifacts, rows_currency, rows_runs, rows_sources
 from tests.pipeline.rows import ROWS, Row
 from tests.pipeline.toy import Toy
 
-MODULES = (rows_artifacts, rows_currency, rows_runs)  # importing them fills ROWS
+MODULES = (rows_artifacts, rows_currency, rows_runs, rows_sources)  # importing them fills ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

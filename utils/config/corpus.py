@@ -6,16 +6,14 @@ Config of stage 20: where text comes from, what is removed from it, how it is sp
                  {"name": "stories", "kind": "generated", "dataset": "stories", "preset": "short"}]}
 """
 
-import importlib.metadata
-import sys
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from utils.config.installed import installed_code
 from utils.config.shared import ExecutorConfig
 from utils.pipeline.config import InputFolder, OutputFolder, Runtime, Section, StageConfig
 from utils.pipeline.external import ExternalSource
-from utils.pipeline.hashing import sha256_hex
 from utils.pipeline.workspace import Workspace
 
 Preset = Literal["web", "prose", "short"]
@@ -64,11 +62,23 @@ class SourceSection(Section):
     preset: Preset = "prose"
     """Thresholds of the quality rules: `web`, `prose` or `short` (texts of a few sentences)."""
     rules: dict[RuleName, float | tuple[float, float] | Literal["off"]] = {}
-    """Thresholds that replace those of the preset: a number (a pair for word_length), or "off"."""
+    """
+    Thresholds that replace those of the preset: a number (a pair for `word_length`), or "off". That of
+    `line_rules` is the longest word, in characters, that a line may hold.
+    """
     max_removed_fraction: float = Field(default=0.95, gt=0, le=1)
     """
     Fail when more than this share of the rows is removed before deduplication: the mapping is probably wrong.
     """
+
+    @field_validator("rules")
+    @classmethod
+    def _pairs_where_there_are_two_bounds(cls, value: dict) -> dict:
+        for name, threshold in value.items():
+            if threshold != "off" and isinstance(threshold, tuple) != (name == "word_length"):
+                wanted = "a pair such as [3, 10]" if name == "word_length" else "one number"
+                raise ValueError(f'"{name}" needs {wanted}, or "off"')
+        return value
 
 
 class LocalSource(SourceSection):
@@ -162,8 +172,11 @@ class CleanConfig(Section):
 class LanguageConfig(Section):
     """Which languages stay; identified offline on three windows of 1,000 characters."""
 
-    keep: list[str] = []
-    """ISO 639-1 codes, such as "en"; [] keeps all and identifies none."""
+    keep: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = []
+    """
+    ISO 639 codes, such as "en"; [] keeps all and identifies none. The rule `stop_words`, which is about
+    English, is asked only where "en" alone is kept.
+    """
     min_confidence: float = Field(default=0.65, ge=0, le=1)
     """Least mean probability over the windows."""
     on_unknown: Literal["keep", "remove"] = "keep"
@@ -233,7 +246,7 @@ class CorpusConfig(StageConfig):
     """Stage 20."""
 
     stage: ClassVar[str] = "20_prepare_corpus"
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
     determinism: ClassVar[str] = "bitwise"
 
     output: OutputFolder
@@ -280,7 +293,10 @@ class CorpusConfig(StageConfig):
         return self
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
-        """External data: local files, datasets of the Hub, the identity of installed code, evaluation sets."""
+        """
+        External data: local files, datasets of the Hub, the identity of installed code, evaluation
+        sets.
+        """
         external = []
         for source in self.sources:
             if source.kind == "local":
@@ -295,22 +311,3 @@ class CorpusConfig(StageConfig):
         for one in self.decontaminate.against:
             external.append(ExternalSource.evaluation_set(one.name, one.paths, workspace))
         return external
-
-
-def installed_code(packages: list[str]) -> list:
-    """
-    Return what identifies installed code: the Python version, and name, version, RECORD digest per
-    distribution.
-    """
-    if packages and set(packages) <= sys.stdlib_module_names:
-        return [sys.version.split()[0], []]
-    owners = importlib.metadata.packages_distributions()
-    wanted = {name for package in packages for name in owners.get(package, [])}
-    versions = []
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if not packages or name in wanted:
-            versions.append(
-                [name, distribution.version, sha256_hex((distribution.read_text("RECORD") or "").encode())]
-            )
-    return [sys.version.split()[0], sorted(versions)]

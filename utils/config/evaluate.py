@@ -42,8 +42,8 @@ class PerplexityConfig(Section):
     """Tokens of each set, from its first documents on, whole documents; 0 scores all."""
     texts: list[str] = []
     """
-    Glob patterns of further local .txt files, scored as a set of their own called "texts". The corpus must name
-    the same files in `decontaminate.against`.
+    Glob patterns of further local .txt files, scored as a set of their own called "texts". The corpus must
+    name the same files in `decontaminate.against`.
     """
 
 

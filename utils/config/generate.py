@@ -33,6 +33,7 @@ from utils.config.providers import (
     ModelSpec,
     Name,
     ProviderSpec,
+    check_prices,
     check_references,
     must_exist,
     within,
@@ -41,6 +42,8 @@ from utils.pipeline.config import Runtime, Section, StageConfig
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
+RESERVED = {"log", "checkpoints"}
+"""Folders of an artifact that are no output."""
 ROWS_PER_SUBTOPIC = 25
 """Rows that one subtopic carries when a dataset names only its rows."""
 
@@ -238,6 +241,8 @@ class GenerateConfig(StageConfig):
         for name, spec in self.datasets.items():
             if self.prompts_file and not spec.rows:
                 raise ValueError(f"datasets.{name}: prompts_file knows no subtopics to count; give rows")
+            if self.prompts_file and spec.num_subtopics:
+                raise ValueError(f"datasets.{name}.num_subtopics has no effect beside prompts_file")
             if not self.topics_file and not spec.num_rows:
                 raise ValueError(
                     f"datasets.{name}: num_prompts_per_subtopic needs num_subtopics or topics_file"
@@ -247,6 +252,10 @@ class GenerateConfig(StageConfig):
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
         check_references(self.models, self.providers, self.limits)
+        if RESERVED & set(self.datasets):
+            raise ValueError(
+                f"a dataset cannot be called {min(RESERVED & set(self.datasets))}: that folder is taken"
+            )
         for name, spec in self.datasets.items():
             where = f"datasets.{name}"
             within(f"{where}.rows", spec.num_rows, self.limits.max_rows, "max_rows")
@@ -272,6 +281,11 @@ class GenerateConfig(StageConfig):
             check_filter(f"datasets.{name}.judge", spec.judge, self.judge, spec.has_rejected)
         for key in ("template", "pair_template"):
             must_exist(f"judge.{key}", getattr(self.judge, key), self._all_templates(), "template")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_be_reached(self) -> Self:
+        check_prices(self.budget, self.used_models)
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,8 @@ Does a changed config of stage 10 only ask for more? Then every row that was acc
 
 from collections.abc import Mapping
 
+from utils.config.answers import FilterSpec
+
 COUNTS = ("rows", "num_subtopics", "num_prompts_per_subtopic")
 WRITTEN = (
     "sft_format",
@@ -62,5 +64,4 @@ def _is_as_patient(before: Mapping, after: Mapping) -> bool:
 
 
 def _is_judged(spec: Mapping) -> bool:
-    thresholds = (spec.get("judge") or {}).values()
-    return spec["mode"] == "mo_dpo" or any(value != "off" for value in thresholds)
+    return spec["mode"] == "mo_dpo" or FilterSpec.model_validate(spec.get("judge", {})).active

@@ -9,6 +9,8 @@ Shared by stage 10 and by `tools/transform.py`. A field is semantic unless it sa
 came, through which gate and at what price never changes what it says.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ PerMinute = Runtime[Annotated[int, Field(ge=0)]]
 InFlight = Annotated[int, Field(ge=0)]
 Price = Runtime[Annotated[float, Field(ge=0)]]
 
+VARIABLE_NAME = re.compile(r"([A-Z_][A-Z0-9_]*)?")
 SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie", "proxy-authorization")
 BODY_FIELDS = (
     "model",
@@ -64,6 +67,11 @@ class ProviderSpec(Section):
     def _address_fits_the_kind(self) -> Self:
         if self.max_in_flight < 1:
             raise ValueError("max_in_flight must be at least 1")
+        if not VARIABLE_NAME.fullmatch(self.api_key_env):
+            raise ValueError(
+                "api_key_env is the name of an environment variable in capitals, such as OPENAI_API_KEY, and "
+                "never the key itself"
+            )
         if self.kind == "offline-teacher":
             if self.base_url or self.api_key_env:
                 raise ValueError("an offline teacher takes no base_url and no api_key_env")
@@ -188,6 +196,13 @@ def check_references(
         within(
             f"providers.{name}.max_in_flight", provider.max_in_flight, limits.max_in_flight, "max_in_flight"
         )
+
+
+def check_prices(budget: BudgetSpec, used: Mapping[str, ModelSpec]) -> None:
+    """ValueError when money is limited and nothing that is used has a price: the limit would never hold."""
+    if budget.max_cost and not any(model.prompt_price or model.completion_price for model in used.values()):
+        names = ", ".join(f"models.{name}" for name in used)
+        raise ValueError(f"budget.max_cost has no effect: give {names} a prompt_price and a completion_price")
 
 
 def must_exist(where: str, name: str, known: dict, kind: str) -> None:

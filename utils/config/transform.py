@@ -24,6 +24,7 @@ from utils.config.providers import (
     ModelSpec,
     Name,
     ProviderSpec,
+    check_prices,
     check_references,
     must_exist,
 )
@@ -113,6 +114,7 @@ class TransformConfig(StageConfig):
         check_sources(self.sources, self.inputs.generated)
         check_references(self.models, self.providers, self.limits)
         must_exist("rejected_model", self.rejected_model, self.models, "model")
+        check_prices(self.budget, self.used_models)
         if unused := [name for name in self.models if name != self.rejected_model]:
             raise ValueError(f"models.{unused[0]}: a transform asks only models.{self.rejected_model}")
         return self

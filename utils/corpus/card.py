@@ -1,151 +1,39 @@
 """
-stats.json and DATA_CARD.md: what went into a corpus and what was left out, in numbers that anybody can check.
+DATA_CARD.md: stats.json as people read it, and nothing else, so it is as reproducible as the shards.
 
-The card is written from the stats alone and names no date, path or speed, so it is as reproducible as the
-shards.
-
-    >>> stats = corpus_stats(...)
-    >>> (folder / "DATA_CARD.md").write_text(data_card(stats, waivers=[]))
+    >>> (folder / "DATA_CARD.md").write_text(data_card(stats), encoding="utf-8")
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+from utils.corpus.lines import counted
 
-from utils.corpus.segments import Documents
-from utils.corpus.select import Selection
-from utils.corpus.shards import ShardInfo
-
-SAMPLES_PER_REASON, SAMPLE_CHARACTERS = 3, 200
+HOW_TO_REBUILD = (
+    "The manifest beside this file holds the resolved config, the digest of every source and the digest of "
+    "the result. Run the stage again with that config: the same inputs give the same bytes, with any number "
+    "of workers."
+)
 
 
-@dataclass
-class SourceStats:
-    """Counts of one source. read = kept + all removed."""
-
-    kind: str
-    read: int = 0
-    kept: int = 0
-    bytes: int = 0
-    train_documents: int = 0
-    val_documents: int = 0
-    removed: dict[str, int] = field(default_factory=dict)
-
-    def line(self) -> str:
-        """One line for the terminal."""
-        reasons = ", ".join(f"{name} {count:,}" for name, count in Counter(self.removed).most_common())
-        return f"{self.read:>9,} read {self.kept:>9,} kept   {self.bytes / 1e6:,.1f} MB   {reasons}".rstrip()
-
-
-@dataclass(frozen=True)
-class SplitStats:
-    """Counts of one split; bytes are those of the texts in UTF-8."""
-
-    documents: int
-    groups: int
-    bytes: int
-    shards: list[ShardInfo]
-
-
-@dataclass
-class Samples:
-    """The first few removed texts of each source and reason."""
-
-    rows: dict[tuple[str, str], list[dict]] = field(default_factory=dict)
-
-    def offer(self, row: dict, text: str) -> None:
-        kept = self.rows.setdefault((row["source"], row["reason"]), [])
-        if len(kept) < SAMPLES_PER_REASON:
-            shown = {name: row[name] for name in ("measured", "threshold", "jaccard", "kept") if name in row}
-            kept.append({"id": row["id"], **shown, "text": text[:SAMPLE_CHARACTERS]})
-
-
-def source_stats(
-    names_and_kinds: Sequence[tuple[str, str]],
-    rows_read: Sequence[int],
-    removed: Sequence[Counter[str]],
-    documents: Documents,
-    selection: Selection,
-    val: np.ndarray,
-) -> dict[str, SourceStats]:
-    """Return the counts of every source, having checked that read = kept + removed."""
-    stats, entries = {}, documents.entries
-    losers = Counter((int(entries["source"][loser.document]), loser.reason) for loser in selection.losers)
-    for number, (name, kind) in enumerate(names_and_kinds):
-        mine = selection.kept & (entries["source"] == number)
-        reasons = removed[number] + Counter({reason: n for (s, reason), n in losers.items() if s == number})
-        found = SourceStats(kind, rows_read[number], int(mine.sum()), int(entries["text_bytes"][mine].sum()))
-        found.train_documents, found.val_documents = int((mine & ~val).sum()), int((mine & val).sum())
-        found.removed = dict(sorted(reasons.items()))
-        assert found.read == found.kept + sum(found.removed.values()), f"{name}: rows lost or counted twice"
-        stats[name] = found
-    return stats
-
-
-def split_stats(documents: Documents, chosen: np.ndarray, shards: list[ShardInfo]) -> SplitStats:
-    entries = documents.entries[chosen]
-    return SplitStats(len(chosen), len(np.unique(entries["split"])), int(entries["text_bytes"].sum()), shards)
-
-
-def corpus_stats(
-    sources: dict[str, SourceStats],
-    train: SplitStats,
-    val: SplitStats,
-    selection: Selection,
-    samples: Samples,
-) -> dict:
-    """Return the content of stats.json."""
-    exact = sum(loser.reason == "exact_duplicate" for loser in selection.losers)
-    duplicates = {
-        "exact": exact,
-        "near": len(selection.losers) - exact,
-        "cluster_sizes": selection.cluster_sizes(),
-        "candidate_pairs": selection.candidate_pairs,
-        "large_buckets": selection.large_buckets,
-    }
-    shown = [{"source": s, "reason": r, "samples": rows} for (s, r), rows in sorted(samples.rows.items())]
-    return {
-        "sources": {name: asdict(stats) for name, stats in sources.items()},
-        "splits": {"train": asdict(train), "val": asdict(val)},
-        "duplicates": duplicates,
-        "removed_samples": shown,
-    }
-
-
-def corpus_metrics(stats: dict) -> dict:
-    """Return what the manifest records of the stats."""
-    splits = stats["splits"]
-    metrics: dict = {
-        f"{split}_{key}": splits[split][key] for split in splits for key in ("documents", "groups", "bytes")
-    }
-    sources = {
-        name: {k: s[k] for k in ("read", "kept", "bytes", "removed")} for name, s in stats["sources"].items()
-    }
-    return (
-        metrics
-        | {"sources": sources, "exact_duplicates": stats["duplicates"]["exact"]}
-        | {"near_duplicates": stats["duplicates"]["near"]}
-    )
-
-
-def data_card(stats: dict, waivers: Sequence[dict]) -> str:
+def data_card(stats: dict) -> str:
     """Return the card as Markdown."""
-    parts = [
-        "# Data card",
-        _source_table(stats),
-        _split_table(stats),
-        _removed_table(stats),
-        _duplicates(stats),
-    ]
-    parts.append(_waivers(waivers))
-    parts.append(
-        "## How to rebuild\n\nThe manifest beside this file holds the resolved config, the SHA-256 of every "
-        "input file and the digest of the result. Run stage 20 again with that config: the same inputs give "
-        "the same bytes."
-    )
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sections = {
+        "Sources": _sources,
+        "Size": _size,
+        "Mix": _mix,
+        "Splits": _splits,
+        "Removed": _removed,
+        "Languages": _languages,
+        "Duplicates": _duplicates,
+        "Decontamination": _decontamination,
+        "Changed in kept documents": _changed,
+        "Allowed mismatches": _waivers,
+    }
+    parts = ["# Data card"]
+    for title, section in sections.items():
+        text = "\n\n".join(section(stats))
+        parts += [f"## {title}\n\n{text}"] if text else []
+    return "\n\n".join([*parts, f"## How to rebuild\n\n{HOW_TO_REBUILD}"]) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -156,46 +44,119 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def _source_table(stats: dict) -> str:
-    keys = ("kind", "read", "kept", "bytes", "train_documents", "val_documents")
-    rows = [(name, *(source[key] for key in keys)) for name, source in stats["sources"].items()]
-    return "## Sources\n\n" + _table(("source", "kind", "read", "kept", "bytes", "train", "validation"), rows)
-
-
-def _split_table(stats: dict) -> str:
+def _sources(stats: dict) -> Iterator[str]:
     rows = [
-        (n, s["documents"], s["groups"], s["bytes"], len(s["shards"])) for n, s in stats["splits"].items()
+        (name, s["kind"], s["id"], s["revision"], s["digest"], s["licence"] or "not given", s["preset"])
+        for name, s in stats["sources"].items()
     ]
-    note = "A group (a document, or all chapters of a book) is on one side only, by the hash of its name."
-    return f"## Splits\n\n{note}\n\n" + _table(("split", "documents", "groups", "bytes", "shards"), rows)
+    yield _table(("source", "kind", "id", "revision", "digest", "licence", "preset"), rows)
 
 
-def _removed_table(stats: dict) -> str:
+def _size(stats: dict) -> Iterator[str]:
+    how = counted(stats)
+    rate = stats["tokens"]["bytes_per_token"]
+    if rate is not None:
+        yield f"Tokens are estimated: bytes of UTF-8 over {rate:g}."
+    rows = []
+    for name, source in stats["sources"].items():
+        for split in ("train", "val"):
+            part = source[split]
+            rows.append((name, split, part["documents"], part["bytes"], part["tokens"]))
+    yield _table(("source", "split", "documents", "bytes", f"tokens ({how})"), rows)
+    rows = [
+        (n, s["read"], s["kept"], s["over_budget"], s["written"]["documents"])
+        for n, s in stats["sources"].items()
+    ]
+    yield _table(("source", "read", "kept", "over budget", "written"), rows)
+
+
+def _mix(stats: dict) -> Iterator[str]:
+    mix, how = stats["mix"], counted(stats)
+    rows = []
+    for name, row in mix["sources"].items():
+        target = (
+            ("all", "")
+            if row["target_tokens"] is None
+            else (row["target_tokens"], f"{row['target_percent']} %")
+        )
+        rows.append((name, f"{row['weight']:g}", *target, row["tokens"], f"{row['percent']} %"))
+    header = ("source", "weight", "target tokens", "target", f"obtained tokens ({how})", "obtained")
+    yield _table(header, rows)
+    if mix["redistributed"]:
+        names = ", ".join(mix["redistributed"])
+        yield f"Short of their share, which the other sources made up for: {names}."
+
+
+def _splits(stats: dict) -> Iterator[str]:
+    yield "A group (a document, or all chapters of a book) is on one side only, by the hash of its name."
+    keys = ("documents", "groups", "bytes", "tokens")
+    rows = [(split, *(s[key] for key in keys)) for split, s in stats["splits"].items()]
+    yield _table(("split", "documents", "groups", "bytes", f"tokens ({counted(stats)})"), rows)
+
+
+def _removed(stats: dict) -> Iterator[str]:
     rows = [(n, reason, count) for n, s in stats["sources"].items() for reason, count in s["removed"].items()]
     if not rows:
-        return "## Removed\n\nNothing was removed."
-    text = "## Removed\n\nEvery removed document is in `removed/`, with its reason.\n\n"
-    text += _table(("source", "reason", "documents"), rows)
-    for entry in stats["removed_samples"]:
-        text += f"\n\n### {entry['source']}: {entry['reason']}\n"
-        for row in entry["samples"]:
-            numbers = ", ".join(
-                f"{key} {row[key]}" for key in ("measured", "threshold", "jaccard") if key in row
-            )
-            shown = " ".join(row["text"].split()).replace("`", "'")
-            text += f"\n- {numbers or row['id']}: `{shown}`"
-    return text
+        yield "Nothing was removed."
+        return
+    yield "Every removed document is in `removed/`, with its reason."
+    yield _table(("source", "reason", "documents"), rows)
+    last = None
+    for sample in stats["removed_samples"]:
+        here = (sample["source"], sample["reason"])
+        heading = f"### {here[0]}: {here[1]}\n\n" if here != last else ""
+        yield heading + _sample(sample)
+        last = here
 
 
-def _duplicates(stats: dict) -> str:
+def _sample(sample: dict) -> str:
+    numbers = [
+        f"{key} {sample[key]}" for key in ("measured", "threshold", "jaccard", "passage") if key in sample
+    ]
+    shown = " ".join(sample["text"].split()).replace("`", "'")
+    return f"- {sample['id']} {', '.join(numbers)}".rstrip() + (f": `{shown}`" if shown else "")
+
+
+def _languages(stats: dict) -> Iterator[str]:
+    rows = [(n, code, count) for n, s in stats["sources"].items() for code, count in s["languages"].items()]
+    if rows:
+        yield _table(("source", "language", "documents"), rows)
+
+
+def _duplicates(stats: dict) -> Iterator[str]:
     found = stats["duplicates"]
-    text = f"## Duplicates\n\n{found['exact']:,} exact and {found['near']:,} near duplicates were removed"
-    sizes = ", ".join(f"{count:,} of {size}" for size, count in found["cluster_sizes"].items())
-    return text + (f"; clusters: {sizes} documents." if sizes else ".")
+    yield f"{found['exact']:,} exact and {found['near']:,} near duplicates were removed."
+    if found["cluster_sizes"]:
+        rows = [(size, count) for size, count in found["cluster_sizes"].items()]
+        yield _table(("documents in a cluster, with the one that stays", "clusters"), rows)
+    if found["large_buckets"]:
+        yield f"Buckets compared with their earliest documents only: {found['large_buckets']:,}."
 
 
-def _waivers(waivers: Sequence[dict]) -> str:
-    if not waivers:
-        return ""
-    rows = [(w["stage"], w["role"], f"{w['verdict']} {w['component']}", w["reason"]) for w in waivers]
-    return "## Allowed mismatches\n\n" + _table(("stage", "input", "what differs", "reason given"), rows)
+def _decontamination(stats: dict) -> Iterator[str]:
+    found = stats["decontamination"]
+    if not found["sets"]:
+        yield "No evaluation set was looked for."
+        return
+    yield f"Passages of {found['ngram_words']} words; what is hit loses the {found['action']}."
+    rows = [
+        (name, one["items"], one["ignored"], one["documents"], one["passages"])
+        for name, one in found["sets"].items()
+    ]
+    yield _table(
+        ("evaluation set", "items", "too short, ignored", "documents removed", "paragraphs cut"), rows
+    )
+
+
+def _changed(stats: dict) -> Iterator[str]:
+    rows = [(n, what, count) for n, s in stats["sources"].items() for what, count in s["changed"].items()]
+    if rows:
+        yield _table(("source", "what", "times"), rows)
+
+
+def _waivers(stats: dict) -> Iterator[str]:
+    rows = [
+        (w["stage"], w["role"], f"{w['verdict']} {w['component']}", w["reason"]) for w in stats["waivers"]
+    ]
+    if rows:
+        yield _table(("stage", "input", "what differs", "reason given"), rows)

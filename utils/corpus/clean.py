@@ -31,6 +31,10 @@ _FTFY = ftfy.TextFixerConfig(
     normalization=None,
     explain=False,
 )
+# ftfy sees mojibake in pairs and triples of characters. None of them can be made of ASCII, dashes, the
+# ellipsis and curly quotes alone, nor of ASCII, dashes and these accented letters; the test tries them all.
+PUNCTUATION_LINE = re.compile("[\x00-\x7f\u2013\u2014\u2018\u2019\u201c\u201d\u2026]*")
+ACCENTED_LINE = re.compile("[\x00-\x7f\u2013\u2014\u2019\u2026\xe0\xe1\xe4\xe7-\xef\xf1\xf4\xf6\xfc]*")
 
 
 def clean(text: str) -> str:
@@ -49,9 +53,22 @@ def clean(text: str) -> str:
 def _clean_once(text: str) -> str:
     text = _NEWLINES.sub("\n", text)
     if not text.isascii():
-        # ftfy works line by line, so leaving ASCII lines out changes nothing but the time
-        lines = (line if line.isascii() else ftfy.fix_text(line, _FTFY) for line in text.split("\n"))
-        text = unicodedata.normalize("NFC", "\n".join(lines))
-    text = _UNWANTED.sub("", text).replace(_WORD_MARK, "_")
-    text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+        # ftfy works line by line, so leaving out the lines that it would not change costs nothing but care
+        text = unicodedata.normalize("NFC", "\n".join(map(_mend, text.split("\n"))))
+    return tidy_blank_lines(_UNWANTED.sub("", text).replace(_WORD_MARK, "_"))
+
+
+def _mend(line: str) -> str:
+    if line.isascii() or PUNCTUATION_LINE.fullmatch(line) or ACCENTED_LINE.fullmatch(line):
+        return line
+    return ftfy.fix_text(line, _FTFY)
+
+
+def tidy_blank_lines(text: str) -> str:
+    """
+    Return the text without trailing blanks, without outer blank lines, and never two blank lines in a
+    row.
+    """
+    if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     return _BLANK_LINES.sub("\n\n", text).strip("\n")

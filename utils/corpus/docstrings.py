@@ -11,6 +11,7 @@ between machines, so the source is identified by the Python version and the RECO
 """
 
 import ast
+import csv
 import importlib.metadata
 import sys
 import sysconfig
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from utils.corpus.sources import SourceFile
+from utils.corpus.readers import SourceFile
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -47,14 +48,14 @@ def _standard_library(packages: list[str]) -> Iterator[tuple[str, Path]]:
 
 def _distributions(packages: list[str]) -> Iterator[tuple[str, str, Path]]:
     for distribution in importlib.metadata.distributions():
-        for file in distribution.files or []:
-            top_level = file.parts[0].removesuffix(".py")
-            if file.suffix == ".py" and top_level != ".." and (not packages or top_level in packages):
-                yield (
-                    distribution.metadata["Name"],
-                    file.as_posix(),
-                    Path(str(distribution.locate_file(file))),
-                )
+        name = distribution.metadata["Name"]  # parsed anew whenever it is asked for
+        # read here, because Distribution.files looks for every file of any kind on the disk
+        record = csv.reader((distribution.read_text("RECORD") or "").splitlines())
+        for relative in (row[0] for row in record if row and row[0].endswith(".py")):
+            top_level = relative.split("/")[0].removesuffix(".py")
+            if top_level != ".." and (not packages or top_level in packages):
+                place = Path(str(distribution.locate_file(relative)))
+                yield name, relative, place
 
 
 def docstrings_of(code: bytes) -> str:

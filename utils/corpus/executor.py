@@ -6,30 +6,43 @@ the output folder, and the number of workers cannot change a byte. Nothing else 
 of executor runs.
 
     >>> with open_executor(config.executor) as executor:
-    ...     for result in ordered_map(executor, process_block, blocks, name="books"):
+    ...     for result in ordered_map(executor, process_block, blocks, stop=lambda: stage.stopping):
     ...         commit(result)
+    ...     stage.stop_point()
 """
 
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from utils.config.shared import ExecutorConfig
 from utils.pipeline.errors import StageError
-from utils.pipeline.hashing import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+LOOK_SECONDS = 0.1  # how often a waiting coordinator looks whether it shall stop
 
 
-class InlineExecutor(Executor):
+class Workers(Executor):
+    """An executor that knows how far to look ahead, and what it looks like when one of its workers dies."""
+
+    look_ahead = 1
+
+    def died(self, error: BaseException | None) -> bool:
+        """Whether this is how a task ends whose worker died."""
+        return False
+
+    def restart(self) -> None:
+        """Make the executor usable again after a death."""
+
+    def check(self) -> None:
+        """Raise StageError when nobody is left who could finish a task."""
+
+
+class InlineWorkers(Workers):
     """Runs a task in this process at the moment it is submitted."""
 
     def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
@@ -42,75 +55,131 @@ class InlineExecutor(Executor):
 
 
 @contextmanager
-def open_executor(config: ExecutorConfig) -> Iterator[Executor]:
-    """
-    Yield an executor: processes of this machine (spawned, so they inherit no state), or this process itself.
-    """
+def open_executor(config: ExecutorConfig) -> Iterator[Workers]:
+    """Yield processes of this machine, the workers of a Dask cluster, or this process itself."""
     if config.kind == "inline":
-        yield InlineExecutor()
+        yield InlineWorkers()
         return
-    workers = config.workers or usable_cores()
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    if config.kind == "dask":
+        from utils.corpus.cluster import DaskWorkers
+
+        workers = DaskWorkers(config.address)
+    else:
+        from utils.corpus.processes import ProcessWorkers
+
+        workers = ProcessWorkers(config.workers)
     try:
-        yield pool
+        yield workers
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        workers.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """
-    Leave Ctrl-C to the coordinator, keep libraries single-threaded, and end with the coordinator (kill -9
-    included).
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
+@dataclass
+class _Task(Generic[Item]):
+    item: Item
+    future: Future
 
 
 def ordered_map(
-    executor: Executor,
+    executor: Workers,
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    in_flight: int = 4,
+    in_flight: int = 0,
     name: Callable[[Item], str] = str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Result]:
     """
-    Yield function(item) in item order, at most `in_flight` items ahead.
+    Yield function(item) in item order, at most `in_flight` items ahead (0 = two per worker).
 
-    An exception of a task is raised here. A worker that dies (killed for memory, say) is a StageError that
-    names the item; what was yielded before stays valid.
+    An exception of a task is raised here. A task whose worker died is tried once more, alone; a second death
+    is a StageError that names the item. Once `stop()` is true nothing is submitted any more, what is done is
+    still yielded, and the iteration ends.
     """
-    waiting: deque[tuple[Item, Future]] = deque()
+    waiting: deque[_Task[Item]] = deque()
+    remaining = iter(items)
     try:
-        for item in items:
-            waiting.append((item, executor.submit(function, item)))
-            if len(waiting) >= in_flight:
-                yield _result(*waiting.popleft(), name)
-        while waiting:
-            yield _result(*waiting.popleft(), name)
-    except BrokenProcessPool:
-        raise _worker_died(name(item)) from None
+        while True:
+            _fill(waiting, executor, function, remaining, in_flight or executor.look_ahead, stop)
+            if not waiting or not _ready(executor, waiting[0].future, stop):
+                return
+            if executor.died(_error(waiting[0].future)):
+                _try_again(executor, function, waiting, name, stop)
+                if stop():
+                    return
+            yield waiting.popleft().future.result()
     finally:
-        for _, future in waiting:
-            future.cancel()
+        for task in waiting:
+            task.future.cancel()
 
 
-def _result(item: Item, future: "Future[Result]", name: Callable[[Item], str]) -> Result:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise _worker_died(name(item)) from None
+def _fill(
+    waiting: deque[_Task[Item]],
+    executor: Workers,
+    function: Callable[[Item], Result],
+    remaining: Iterator[Item],
+    in_flight: int,
+    stop: Callable[[], bool],
+) -> None:
+    while len(waiting) < in_flight and not stop():
+        for item in remaining:
+            waiting.append(_Task(item, executor.submit(function, item)))
+            break
+        else:
+            return
 
 
-def _worker_died(item: str) -> StageError:
-    return StageError(
-        f"a worker process died at or after {item}",
-        fix="rerun to continue; fewer executor.workers need less memory",
-    )
+def _ready(executor: Workers, future: Future, stop: Callable[[], bool]) -> bool:
+    """Wait for a future; False when it is time to stop and it is not done."""
+    while not future.done():
+        if stop():
+            return False
+        wait([future], LOOK_SECONDS)
+        executor.check()
+    return True
+
+
+def _error(future: Future) -> BaseException | None:
+    return CancelledError() if future.cancelled() else future.exception()
+
+
+def _try_again(
+    executor: Workers,
+    function: Callable[[Item], Result],
+    tasks: Iterable[_Task[Item]],
+    name: Callable[[Item], str],
+    stop: Callable[[], bool],
+) -> None:
+    """Let what still runs end, then give every task whose worker died one more try with nothing beside it."""
+    for task in tasks:
+        _ready(executor, task.future, stop)
+    executor.restart()
+    for task in tasks:
+        if stop():
+            return
+        if not executor.died(_error(task.future)):
+            continue
+        task.future = executor.submit(function, task.item)
+        if _ready(executor, task.future, stop) and executor.died(_error(task.future)):
+            raise StageError(
+                f"a worker process died at {name(task.item)}, and again when that was tried alone",
+                fix="rerun to continue; if it dies again, it needs more memory than there is, or take it out",
+            )
+
+
+class Stopping(Protocol):
+    """The part of a stage that says whether somebody asked it to stop, and leaves if so."""
+
+    @property
+    def stopping(self) -> bool: ...
+
+    def stop_point(self) -> None: ...
+
+
+def stoppable_map(
+    executor: Workers, stage: Stopping, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """
+    `ordered_map` for a stage: when it is asked to stop, what is done still comes, then the stage leaves.
+    """
+    yield from ordered_map(executor, function, items, stop=lambda: stage.stopping)
+    stage.stop_point()

@@ -1,106 +1,182 @@
 """
-Intake: a source of the config -> its files, its settings, and all its blocks committed to the segments.
+Intake: a source of the config -> the settings of its blocks, and the blocks themselves from any row on.
 
-    >>> for number, source in enumerate(config.sources):
-    ...     read_source(number, source, config, stage, executor, segments, permutations)
+    >>> intake = Intake(config, stage, tokenizer)         # builds the index of the evaluation sets, once
+    >>> settings, blocks = intake.open(source, cursor)
+    >>> for block in blocks:
+    ...     process_block(settings, block)
 """
 
-from concurrent.futures import Executor
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from glob import glob
 
-import numpy as np
-
-from utils.config.corpus import AnySource, CorpusConfig
-from utils.corpus.blocks import BlockSettings, Mapping, process_block
+from utils.config.corpus import AnySource, CorpusConfig, EvaluationSet
+from utils.corpus.blocks import BlockSettings, Tokenizer
+from utils.corpus.clean import clean
+from utils.corpus.decontaminate import IndexReference, SetCounts, build_index
+from utils.corpus.dedup import permutations
 from utils.corpus.docstrings import installed_files
-from utils.corpus.executor import ordered_map
+from utils.corpus.fields import Mapping, checked, field_of, mapping_of, required_fields
+from utils.corpus.hub import HubDataset, hub_blocks
+from utils.corpus.language import LanguageSettings
+from utils.corpus.pii import MaskSettings, mask
 from utils.corpus.quality import resolve_rules
-from utils.corpus.segments import Segments
-from utils.corpus.sources import Cursor, ReadSettings, SourceFile, check_fields, format_of, read_blocks
+from utils.corpus.readers import SUPPORTED, SourceFile, format_of
+from utils.corpus.sources import Cursor, RawBlock, ReadSettings, read_blocks
 from utils.pipeline.errors import ConfigError, DataError
 from utils.pipeline.stage import Stage
 
-
-def read_source(
-    number: int,
-    source: AnySource,
-    config: CorpusConfig,
-    stage: Stage,
-    executor: Executor,
-    segments: Segments,
-    permutations: np.ndarray | None,
-) -> None:
-    """Process the blocks of a source that are not committed yet, in order."""
-    files, reading = open_files(source, stage), read_settings(source)
-    start = segments.cursor(number)
-    if start != Cursor():
-        stage.log("resuming", source=source.name, file=start.file, row=start.row)
-    else:
-        _check_mapping(source, files, reading)
-    task = partial(process_block, block_settings(source, config, permutations))
-    for result in ordered_map(executor, task, read_blocks(source.name, files, reading, start)):
-        segments.commit(number, result)
-    _check_losses(number, source, segments)
+INDEX_FOLDER = ".journal/evaluation"
+PAUSE_STEP_SECONDS = 0.5
 
 
-def open_files(source: AnySource, stage: Stage) -> list[SourceFile]:
-    """
-    Return the files of a source; those of other artifacts and of local folders through verified readers.
-    """
-    if source.kind == "docstrings":
-        return installed_files(source.packages)
-    if source.kind == "generated":
-        generated, name = stage.input("generated"), f"{source.dataset}/dataset.jsonl"
-        return [SourceFile(generated.file(name).name, partial(generated.open, name))]
-    opened = stage.source(source.name)
-    files = [SourceFile(stage.workspace.relative(path), partial(opened.open, path)) for path in opened.files]
+class Intake:
+    """What the sources of a run share, and the way to open each of them."""
+
+    def __init__(self, config: CorpusConfig, stage: Stage, tokenizer: Tokenizer | None = None) -> None:
+        self._config, self._stage, self._tokenizer = config, stage, tokenizer
+        dedup = config.deduplicate
+        self._permutations = permutations(dedup.bands * dedup.rows, dedup.seed) if dedup.near else None
+        self._masks = MaskSettings(config.clean.urls, config.clean.pii)
+        language = config.language
+        self._language = LanguageSettings(
+            tuple(language.keep), language.min_confidence, language.on_unknown == "keep"
+        )
+        self.evaluation_sets: dict[str, SetCounts] = {}
+        """Name of each evaluation set -> what became of its texts."""
+        self._index = self._build_index() if config.decontaminate.against else None
+
+    def open(self, source: AnySource, start: Cursor) -> tuple[BlockSettings, Iterator[RawBlock]]:
+        """
+        Return the frozen settings that travel to the workers with each block, and the blocks from `start` on.
+        ConfigError when a mapped field occurs nowhere in the first rows.
+        """
+        mapping = _mapping(source)
+        blocks = self._blocks(source, mapping, start)
+        if start == Cursor() and source.kind == "hub":
+            blocks = checked(blocks, required_fields(source.fields))
+        if start == Cursor() and source.kind == "local":
+            with_all_columns = ReadSettings(split_on=source.split_on)
+            first = read_blocks(source.name, self._files(source), with_all_columns, start)
+            next(checked(first, required_fields(source.fields)), None)
+        return self._settings(source, mapping), blocks
+
+    def _settings(self, source: AnySource, mapping: Mapping) -> BlockSettings:
+        config = self._config
+        return BlockSettings(
+            mapping=mapping,
+            rules=resolve_rules(source.preset, source.rules, config.language.keep),
+            seed=config.seed,
+            split_by=config.split.by,
+            ngram_words=config.deduplicate.ngram_words,
+            permutations=self._permutations,
+            masks=self._masks,
+            language=self._language,
+            evaluation_sets=self._index,
+            cut_passages=config.decontaminate.action == "passage",
+            tokenizer=self._tokenizer,
+        )
+
+    def _blocks(self, source: AnySource, mapping: Mapping, start: Cursor) -> Iterator[RawBlock]:
+        columns = sorted({name.split(".")[0] for name in mapping.names} | set(mapping.names))
+        if source.kind == "hub":
+            commit = self._stage.source(source.name).external.resolved_revision
+            dataset = HubDataset(source.name, source.id, source.subset, source.split, commit)
+            return hub_blocks(dataset, columns, start, self._pause, self._stage.log)
+        reading = ReadSettings(columns, source.split_on) if source.kind == "local" else ReadSettings()
+        return read_blocks(source.name, self._files(source), reading, start)
+
+    def _files(self, source: AnySource) -> list[SourceFile]:
+        """
+        Return the files of a source; those of other artifacts and of local folders through verified readers.
+        """
+        if source.kind == "docstrings":
+            return installed_files(source.packages)
+        if source.kind == "generated":
+            generated, name = self._stage.input("generated"), f"{source.dataset}/dataset.jsonl"
+            return [SourceFile(generated.file(name).name, partial(generated.open, name))]
+        return _local_files(source.name, source.paths, self._stage)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, and leave at once when somebody asks the stage to stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._stage.stop_point()
+            time.sleep(min(left, PAUSE_STEP_SECONDS))
+
+    def _build_index(self) -> IndexReference:
+        config = self._config.decontaminate
+        sets = [(one.name, self._texts(one)) for one in config.against]
+        folder = self._stage.partial / INDEX_FOLDER
+        reference, self.evaluation_sets = build_index(sets, config.ngram_words, folder)
+        for name, found in self.evaluation_sets.items():
+            self._stage.source(f"evaluation.{name}").count(found.items, found.items - found.ignored)
+            if not found.ngrams:
+                raise DataError(
+                    f'evaluation set "{name}" has no text of 8 words or more in its fields',
+                    fix=f'set "fields" of decontaminate.against "{name}"',
+                )
+        return reference
+
+    def _texts(self, evaluation: EvaluationSet) -> Iterator[str]:
+        """The texts of an evaluation set, cleaned and masked as documents are, so that both read alike."""
+        files = _local_files(f"evaluation.{evaluation.name}", evaluation.paths, self._stage)
+        for block in read_blocks(evaluation.name, files, ReadSettings(), Cursor()):
+            fields = evaluation.fields if block.kind == "json" else ["text"]
+            for line in block.rows:
+                for text in texts_of(line, fields):
+                    yield mask(clean(text), self._masks).text
+
+
+def texts_of(line: bytes, fields: list[str]) -> Iterator[str]:
+    """Yield the texts in these fields of a row, lists of texts item by item; what is no text has none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    for name in fields if isinstance(row, dict) else []:
+        value = field_of(row, name)
+        yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
+
+
+def _local_files(name: str, patterns: list[str], stage: Stage) -> list[SourceFile]:
+    opened = stage.source(name)
+    files = [
+        SourceFile(stage.workspace.relative(path), partial(opened.open, path), path) for path in opened.files
+    ]
     for file in files:
-        if format_of(file.name)[0] == "py":
+        try:
+            form = format_of(file.name)[0]
+        except ConfigError:
+            form = "py"
+        if form == "py":
+            pattern = _pattern_of(file, patterns, stage)
             raise ConfigError(
-                f"{file.name}: unknown kind of file", fix="take it out of the globs of the source"
+                f'{file.name}, which {pattern} of "{name}" matches, is an unknown kind of file',
+                fix=f"supported are {SUPPORTED}; move other files away or narrow the pattern",
             )
     return files
 
 
-def read_settings(source: AnySource) -> ReadSettings:
-    if source.kind != "local":
-        return ReadSettings()
-    names = [*_text_fields(source), source.fields.group, source.fields.id]
-    return ReadSettings(sorted({name.split(".")[0] for name in names if name}), source.split_on)
+def _pattern_of(file: SourceFile, patterns: list[str], stage: Stage) -> str:
+    for pattern in patterns:
+        if str(file.path) in glob(str(stage.workspace.path(pattern)), recursive=True):
+            return pattern
+    return patterns[0]
 
 
-def block_settings(source: AnySource, config: CorpusConfig, permutations: np.ndarray | None) -> BlockSettings:
-    """Return the frozen settings that travel to the workers with each block."""
-    mapping = Mapping(id="id")
-    if source.kind == "local":
-        mapping = Mapping(tuple(_text_fields(source)), source.fields.group, source.fields.id)
-    rules = resolve_rules(source.preset, source.rules)
-    return BlockSettings(
-        mapping, rules, config.seed, config.split.by, config.deduplicate.ngram_words, permutations
-    )
+def _mapping(source: AnySource) -> Mapping:
+    if source.kind in ("local", "hub"):
+        return mapping_of(source.fields)
+    return Mapping(meta=(("id", "id"),))
 
 
-def _text_fields(source: AnySource) -> list[str]:
-    return [source.fields.text] if isinstance(source.fields.text, str) else list(source.fields.text)
-
-
-def _check_mapping(source: AnySource, files: list[SourceFile], reading: ReadSettings) -> None:
-    """Look for the mapped fields of a local source in the first rows of its first structured file."""
-    structured = [file for file in files if format_of(file.name)[0] not in ("txt", "md", "py")]
-    if source.kind != "local" or not structured:
-        return
-    mapped = {"text": _text_fields(source)}
-    for key in ("group", "id"):
-        name = getattr(source.fields, key)
-        if name and key not in source.fields.optional:
-            mapped[key] = [name]
-    first = next(read_blocks(source.name, structured, reading, Cursor()), None)
-    if first:
-        check_fields(first, mapped)
-
-
-def _check_losses(number: int, source: AnySource, segments: Segments) -> None:
-    read, removed = segments.rows_read(number), segments.removed(number)
+def check_losses(source: AnySource, read: int, removed: Counter[str]) -> None:
+    """DataError for a source without rows, or one that lost more of them than its config allows."""
     if not read:
         raise DataError(f'source "{source.name}" has no rows', fix="check that its files are not empty")
     lost = sum(removed.values())

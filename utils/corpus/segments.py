@@ -1,33 +1,26 @@
 """
 Segments: what reading has produced so far, append-only on disk, committed block by block.
 
-The later phases (duplicates, split, shards) start from here, in any process: documents are entries in
-canonical order, their lines, sketches and signatures lie in memory-mapped files beside them.
+Everything that later phases need lies in these files and in one journal line per block, so a killed run goes
+on behind its last block, and the phases after reading start from here in any process (documents.py).
 
-    >>> segments = Segments(stage.partial, stage.journal("blocks"), keep_text=True)
+    >>> segments = Segments(stage.partial, Journal(stage.partial, "blocks"), num_sources=2)
     >>> cursor = segments.cursor(source=0)               # where reading goes on after a kill
-    >>> segments.commit(0, result)
-    >>> documents = segments.documents()                 # .entries, .line(i), .sketch(i), .signatures
+    >>> segments.commit(0, packed_block)
 """
 
-import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from utils.corpus.blocks import BlockResult
+from utils.corpus.packed import ENTRY, SAMPLES_PER_REASON, PackedBlock
 from utils.corpus.sources import Cursor
 
-ENTRY = np.dtype(
-    [
-        ("id", "u1", 16), ("offset", "<u8"), ("length", "<u4"), ("text_bytes", "<u4"), ("split", "<u8"),
-        ("order", "<u8"), ("sketch_end", "<u8"), ("source", "<u2"),
-    ]
-)  # fmt: skip
-_FILES = ("kept.jsonl", "removed.jsonl", "entries.bin", "sketches.u64", "signatures.u32")
+FOLDER = ".journal/segments"
+ALWAYS = ("entries.bin", "kept.jsonl", "groups.jsonl", "signatures.u32", "sketches.u64")
 
 
 class Journal(Protocol):
@@ -38,107 +31,128 @@ class Journal(Protocol):
     def commit(self, record: dict) -> None: ...
 
 
-@dataclass(frozen=True)
-class Documents:
-    """All documents that passed cleaning and quality, in canonical order."""
+@dataclass
+class SourceState:
+    """What is committed of one source."""
 
-    entries: np.ndarray
-    lines: np.ndarray
-    sketches: np.ndarray
-    signatures: np.ndarray
+    cursor: Cursor = field(default_factory=Cursor)
+    blocks: int = 0
+    read: int = 0
+    kept: int = 0
+    kept_bytes: int = 0
+    kept_tokens: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[dict]] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.entries)
+    def add(self, record: dict) -> None:
+        """Take in the journal record of a block."""
+        self.cursor = Cursor.from_json(record["next"])
+        self.blocks += 1
+        for name in ("read", "kept", "kept_bytes", "kept_tokens"):
+            setattr(self, name, getattr(self, name) + record[name])
+        self.removed.update(record["removed"])
+        self.counts.update(record["counts"])
+        for shown in record["samples"]:
+            self.samples.setdefault(shown["reason"], []).append(shown)
 
-    def line(self, i: int) -> bytes:
-        start = int(self.entries["offset"][i])
-        return self.lines[start : start + int(self.entries["length"][i])].tobytes()
-
-    def sketch(self, i: int) -> np.ndarray:
-        start = int(self.entries["sketch_end"][i - 1]) if i else 0
-        return self.sketches[start : int(self.entries["sketch_end"][i])]
-
-    def id(self, i: int) -> str:
-        return self.entries["id"][i].tobytes().hex()
+    def new_samples(self, offered: list[dict]) -> list[dict]:
+        """The samples that are still wanted of those offered."""
+        wanted = Counter({reason: SAMPLES_PER_REASON - len(rows) for reason, rows in self.samples.items()})
+        taken = []
+        for shown in offered:
+            left = wanted.setdefault(shown["reason"], SAMPLES_PER_REASON)
+            if left > 0:
+                taken.append(shown)
+                wanted[shown["reason"]] = left - 1
+        return taken
 
 
 class Segments:
-    """Appends block results and remembers, per source, counts and the cursor."""
+    """Appends packed blocks and remembers, per source, counts and the cursor."""
 
-    def __init__(self, folder: Path, journal: Journal, keep_text: bool) -> None:
-        self._folder, self._journal, self._keep_text = folder / ".journal", journal, keep_text
-        self._folder.mkdir(exist_ok=True)
-        self.records = list(journal.records)
-        mode = "ab" if self.records else "wb"
-        self._files = {name: open(self._folder / name, mode) for name in _FILES}  # noqa: SIM115
-        self._sketch_end = self._files["sketches.u64"].seek(0, 2) // 8
+    def __init__(self, partial: Path, journal: Journal, num_sources: int) -> None:
+        self.folder, self._journal = partial / FOLDER, journal
+        self.sources = [SourceState() for _ in range(num_sources)]
+        self.blocks: list[dict] = []
+        self.waves: list[list[int]] = []
+        self._ends: dict[str, int] = {}
+        for record in journal.records:
+            self._take_in(record)
+        (self.folder / "removed").mkdir(parents=True, exist_ok=True)
+        self._drop_uncommitted()
+        self._files = {name: self._open(name) for name in ALWAYS}
 
     def cursor(self, source: int) -> Cursor:
         """Return the first row of a source that is not committed yet."""
-        done = [record for record in self.records if record["source"] == source]
-        return Cursor(done[-1]["file"], done[-1]["row"]) if done else Cursor()
+        return self.sources[source].cursor
 
-    def rows_read(self, source: int) -> int:
-        return sum(record["read"] for record in self.records if record["source"] == source)
-
-    def removed(self, source: int) -> Counter[str]:
-        """Return the number of rows of a source removed so far, by reason."""
-        total: Counter[str] = Counter()
-        for record in self.records:
-            if record["source"] == source:
-                total.update(record["removed"])
-        return total
-
-    def commit(self, source: int, result: BlockResult) -> None:
-        """Append the result of the next block of a source and commit it."""
-        self._append_kept(source, result)
-        for removed in result.removed:
-            row = removed.fields | ({"text": removed.text} if self._keep_text else {})
-            self._files["removed.jsonl"].write(json.dumps(row, sort_keys=True).encode() + b"\n")
-        for file in self._files.values():
-            file.flush()
-        record = {
-            "source": source,
-            "file": result.next.file,
-            "row": result.next.row,
-            "read": result.rows_read,
-        }
-        record["removed"] = dict(sorted(Counter(removed.reason for removed in result.removed).items()))
-        record["ends"] = {f".journal/{name}": file.tell() for name, file in self._files.items()}
-        self.records.append(record)
+    def commit_wave(self, until: list[int]) -> None:
+        """Make durable up to which number of blocks each source is read next."""
+        record = {"wave": until}
         self._journal.commit(record)
+        self._take_in(record)
 
-    def _append_kept(self, source: int, result: BlockResult) -> None:
-        entries = np.zeros(len(result.kept), ENTRY)
-        offset = self._files["kept.jsonl"].seek(0, 2)
-        for i, kept in enumerate(result.kept):
-            self._sketch_end += len(kept.sketch)
-            id_bytes = np.frombuffer(bytes.fromhex(kept.id), "u1")
-            entries[i] = (
-                id_bytes, offset, len(kept.line), kept.text_bytes, kept.split_hash, kept.order_hash,
-                self._sketch_end, source,
-            )  # fmt: skip
-            offset += len(kept.line)
-            self._files["kept.jsonl"].write(kept.line)
-            self._files["sketches.u64"].write(kept.sketch.astype("<u8").tobytes())
-            self._files["signatures.u32"].write(kept.signature.astype("<u4").tobytes())
-        self._files["entries.bin"].write(entries.tobytes())
+    def commit(self, source: int, block: PackedBlock) -> None:
+        """Append the result of the next block of a source and commit it."""
+        changed = []
+        for name, data in block.parts.items():
+            if data or name in ALWAYS:
+                data = self._with_absolute_offsets(data) if name == "entries.bin" else data
+                self._file(name).write(data)
+                changed.append(name)
+        record = {"source": source, "next": block.next, "removed": block.removed, "counts": block.counts}
+        record |= {name: getattr(block, name) for name in ("read", "kept", "kept_bytes", "kept_tokens")}
+        record["samples"] = self.sources[source].new_samples(block.samples)
+        for name in changed:
+            self._file(name).flush()
+        record["ends"] = {f"{FOLDER}/{name}": self._file(name).tell() for name in changed}
+        self._journal.commit(record)
+        self._take_in(record)
 
-    def documents(self) -> Documents:
-        """Close the segments and open what they hold."""
+    def ended(self, source: int) -> bool:
+        """Whether a wave, all of them being complete, wanted more of a source than it had."""
+        return any(wave[source] > self.sources[source].blocks for wave in self.waves)
+
+    def amounts(self, exact: bool) -> list[int]:
+        """Return how much of each source is kept so far, in tokens if these are counted, else in bytes."""
+        return [state.kept_tokens if exact else state.kept_bytes for state in self.sources]
+
+    def close(self) -> None:
         for file in self._files.values():
             file.close()
-        entries = np.fromfile(self._folder / "entries.bin", ENTRY)
-        signatures = self._map("signatures.u32", "<u4")
-        signatures = (
-            signatures.reshape(len(entries), -1) if len(signatures) else np.zeros((len(entries), 0), "<u4")
-        )
-        return Documents(entries, self._map("kept.jsonl", "u1"), self._map("sketches.u64", "<u8"), signatures)
 
-    def removed_rows(self) -> Path:
-        """Return the file of removed rows as JSON lines, in the order in which they were read."""
-        return self._folder / "removed.jsonl"
+    def removed_files(self) -> dict[str, Path]:
+        """Return the file of removed rows for each reason."""
+        prefix = f"{FOLDER}/removed/"
+        names = sorted(name.removeprefix(prefix) for name in self._ends if name.startswith(prefix))
+        return {name.removesuffix(".jsonl"): self.folder / "removed" / name for name in names}
 
-    def _map(self, name: str, dtype: str) -> np.ndarray:
-        path = self._folder / name
-        return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+    def _take_in(self, record: dict) -> None:
+        if "wave" in record:
+            self.waves.append(record["wave"])
+            return
+        starts = {name: self._ends.get(f"{FOLDER}/{name}", 0) for name in ALWAYS}
+        self.blocks.append({"source": record["source"], "kept": record["kept"], "starts": starts})
+        self._ends |= record["ends"]
+        self.sources[record["source"]].add(record)
+
+    def _with_absolute_offsets(self, entries: bytes) -> bytes:
+        shifted = np.frombuffer(entries, ENTRY).copy()
+        shifted["line_offset"] += np.uint64(self._files["kept.jsonl"].tell())
+        shifted["sketch_offset"] += np.uint64(self._files["sketches.u64"].tell() // 8)
+        return shifted.tobytes()
+
+    def _drop_uncommitted(self) -> None:
+        """Remove files that no record names: a killed run may have begun them."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and f"{FOLDER}/{path.relative_to(self.folder).as_posix()}" not in self._ends:
+                path.unlink()
+
+    def _file(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            self._files[name] = self._open(name)
+        return self._files[name]
+
+    def _open(self, name: str) -> BinaryIO:
+        return open(self.folder / name, "ab")

@@ -1,76 +1,62 @@
 """
-Selection: which documents stay, on which side of the split, in which order.
+Selection: which documents are written, and on which side of the split.
 
 Every decision is a function of a document, or of canonical order (source order in the config, then reading
 order), so neither workers nor neighbours can change it.
 
-    >>> selection = remove_duplicates(documents, DedupSettings(20, 6, 0.8))
-    >>> val = in_validation(documents.entries["split"], val_fraction=0.02)
-    >>> order = output_order(documents, np.flatnonzero(selection.kept & val))
+    >>> selection = select(documents, found, budget, val_fraction=0.02)
+    >>> selection.train.sum(), selection.val.sum(), selection.over_budget.sum()
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from utils.corpus.dedup import DedupSettings, decide
-from utils.corpus.segments import Documents
+from utils.corpus.budget import Budget, take
+from utils.corpus.documents import Documents
+from utils.corpus.duplicates import Duplicates
 from utils.pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
-class Loser:
-    """A duplicate, the document that stays in its place, and their similarity (1 for an exact duplicate)."""
-
-    document: int
-    kept: int
-    reason: str
-    jaccard: float
-
-
-@dataclass
 class Selection:
-    """Which documents stay (bool per document), which do not, and how the search went."""
+    """One bool per document in canonical order: no duplicate, beyond the budget, in train, in validation."""
 
     kept: np.ndarray
-    losers: list[Loser] = field(default_factory=list)
-    candidate_pairs: int = 0
-    large_buckets: int = 0
+    over_budget: np.ndarray
+    train: np.ndarray
+    val: np.ndarray
 
-    def cluster_sizes(self) -> dict[str, int]:
-        """Return how many clusters of duplicates there are of each size, the kept document included."""
-        per_kept = Counter(loser.kept for loser in self.losers)
-        sizes = Counter(count + 1 for count in per_kept.values())
-        return {str(size): sizes[size] for size in sorted(sizes)}
+    @property
+    def written(self) -> np.ndarray:
+        return self.train | self.val
 
 
-def remove_duplicates(documents: Documents, near: DedupSettings | None) -> Selection:
-    """Remove exact duplicates, then near ones if asked; of equals the first in canonical order stays."""
-    ids = np.ascontiguousarray(documents.entries["id"]).view("V16").reshape(-1)
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    kept_instead = first[inverse.reshape(-1)]
-    selection = Selection(kept_instead == np.arange(len(documents)))
-    for i in np.flatnonzero(~selection.kept).tolist():
-        selection.losers.append(Loser(i, int(kept_instead[i]), "exact_duplicate", 1.0))
-    if near:
-        _remove_near(documents, near, selection)
-    return selection
+def select(documents: Documents, duplicates: Duplicates, budget: Budget, val_fraction: float) -> Selection:
+    """Take each source's share of what is no duplicate, and split that."""
+    kept = duplicates.kept(len(documents))
+    taken = _within_budget(documents, kept, budget) if budget.total else kept
+    val = in_validation(documents.column("split"), val_fraction)
+    return Selection(kept, kept & ~taken, taken & ~val, taken & val)
 
 
-def _remove_near(documents: Documents, settings: DedupSettings, selection: Selection) -> None:
-    ends = documents.entries["sketch_end"].astype(np.int64)
-    has_sketch = np.diff(ends, prepend=0) > 0
-    chosen = np.flatnonzero(selection.kept & has_sketch)
-    decision = decide(documents.signatures[chosen], lambda i: documents.sketch(int(chosen[i])), settings)
-    selection.candidate_pairs, selection.large_buckets = decision.candidate_pairs, decision.large_buckets
-    for duplicate in decision.duplicates:
-        loser = int(chosen[duplicate.document])
-        selection.kept[loser] = False
-        selection.losers.append(
-            Loser(loser, int(chosen[duplicate.kept]), "near_duplicate", duplicate.jaccard)
-        )
+def supply_of(documents: Documents, kept: np.ndarray, budget: Budget) -> list[int]:
+    """Return how much of each source is no duplicate, in the budget's own unit."""
+    amounts, sources = documents.column(budget.amount_column), documents.sources()
+    return [
+        int(amounts[kept & (sources == number)].sum(dtype=np.uint64)) for number in range(len(budget.names))
+    ]
+
+
+def _within_budget(documents: Documents, kept: np.ndarray, budget: Budget) -> np.ndarray:
+    taken = np.zeros(len(documents), bool)
+    amounts, orders = documents.column(budget.amount_column), documents.column("order")
+    sources = documents.sources()
+    for number, share in enumerate(budget.shares(supply_of(documents, kept, budget))):
+        mine = np.flatnonzero(kept & (sources == number))
+        taken[mine[take(orders[mine], amounts[mine], share)]] = True
+    return taken
 
 
 def in_validation(split_hashes: np.ndarray, val_fraction: float) -> np.ndarray:
@@ -93,10 +79,3 @@ def check_validation(split_hashes: np.ndarray, num_val: int, min_val_documents: 
         f"validation has {num_val} documents, split.min_val_documents asks for {min_val_documents}",
         fix=f"set split.val_fraction to {needed + 0.0001:.4f} or lower split.min_val_documents",
     )
-
-
-def output_order(documents: Documents, chosen: np.ndarray) -> np.ndarray:
-    """Return the chosen documents in output order: by the hash of their id, which mixes all sources."""
-    hashes = documents.entries["order"][chosen]
-    ids = np.ascontiguousarray(documents.entries["id"][chosen]).view("S16").reshape(-1)
-    return chosen[np.lexsort((ids, hashes))]

@@ -1,17 +1,18 @@
 """
-Corpus shards: `train/NNNNN.jsonl.zst` and `val/NNNNN.jsonl.zst`, written and read.
+Corpus shards: `train/NNNNN.jsonl.zst` and `val/NNNNN.jsonl.zst` (or .gz), written and read.
 
 A line is one document, `{"group", "id", "meta", "source", "text"}` with sorted keys. The same lines give the
-same bytes on every machine: zstd level 3, checksum on, `threads=0` (streaming with threads >= 1 gives other
-bytes).
+same bytes in every run: zstd level 3 with a checksum, or gzip level 6 without name and time.
 
     >>> hashes = write_shards(stage.partial / "train", lines, target_bytes=64 << 20)
     >>> for block in read_blocks(stage.input("corpus"), "train"):       # at most 1,000 lines or 1 MiB each
     ...     rows = [json.loads(line) for line in block.lines]
 """
 
+import gzip
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from typing import BinaryIO, Protocol
 
 import zstandard
 
+from utils.corpus.zstd_stream import ZstdStream
 from utils.pipeline.errors import DataError
 
 BLOCK_ROWS, BLOCK_BYTES = 1_000, 1 << 20
+SUFFIXES = {"zstd": ".zst", "gzip": ".gz"}
 
 
 class ShardFolder(Protocol):
@@ -51,15 +54,17 @@ class ShardInfo:
     raw_sha256: str
 
 
-def write_shards(folder: Path, lines: Iterable[bytes], target_bytes: int) -> list[ShardInfo]:
+def write_shards(
+    folder: Path, lines: Iterable[bytes], target_bytes: int, compression: str = "zstd"
+) -> list[ShardInfo]:
     """
     Write lines (each ending in a newline) to numbered shards; a shard closes when it reaches `target_bytes`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
-    writer: ZstdLines | None = None
+    writer: CompressedLines | None = None
     for line in lines:
-        writer = writer or ZstdLines(folder / f"{len(shards):05d}.jsonl.zst")
+        writer = writer or CompressedLines(folder / f"{len(shards):05d}.jsonl{SUFFIXES[compression]}")
         writer.write(line)
         if writer.raw_bytes >= target_bytes:
             shards.append(writer.close())
@@ -69,25 +74,43 @@ def write_shards(folder: Path, lines: Iterable[bytes], target_bytes: int) -> lis
     return shards
 
 
-class ZstdLines:
-    """A .jsonl.zst file being written."""
+class CompressedLines:
+    """A .jsonl.zst or .jsonl.gz file being written; the same lines always give the same bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._sha, self._documents, self.raw_bytes = path, hashlib.sha256(), 0, 0
         self._file = open(path, "wb")  # noqa: SIM115
-        compressor = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True)
-        self._stream = compressor.stream_writer(self._file, closefd=False)
+        self._stream = _COMPRESSORS[path.suffix](self._file)
 
     def write(self, line: bytes) -> None:
-        self._stream.write(line)
-        self._sha.update(line)
-        self._documents += 1
-        self.raw_bytes += len(line)
+        self.write_many(line, 1)
+
+    def write_many(self, lines: bytes, count: int) -> None:
+        """Write several whole lines at once."""
+        self._stream.write(lines)
+        self._sha.update(lines)
+        self._documents += count
+        self.raw_bytes += len(lines)
 
     def close(self) -> ShardInfo:
         self._stream.close()
         self._file.close()
         return ShardInfo(self._path.name, self._documents, self.raw_bytes, self._sha.hexdigest())
+
+
+def _zstd(file: BinaryIO) -> BinaryIO:
+    # threads=0: streaming with threads >= 1 gives other bytes
+    return zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).stream_writer(
+        file, closefd=False
+    )
+
+
+def _gzip(file: BinaryIO) -> BinaryIO:
+    # name and time would stand in the header
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)
+
+
+_COMPRESSORS = {".zst": _zstd, ".gz": _gzip}
 
 
 def read_lines(folder: ShardFolder, split: str) -> Iterator[bytes]:
@@ -104,12 +127,13 @@ def read_lines(folder: ShardFolder, split: str) -> Iterator[bytes]:
 
 def _decompress(file: BinaryIO, name: str) -> Iterator[bytes]:
     try:
-        with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as stream:
-            yield from io.BufferedReader(stream, 1 << 20)
-    except zstandard.ZstdError as error:
-        raise DataError(
-            f"{name} is not a readable zstd file: {error}", fix="rerun 20_prepare_corpus --force"
-        ) from None
+        yield from io.BufferedReader(_opened(file, name), 1 << 20)
+    except (zstandard.ZstdError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{name} is not readable: {error}", fix="rerun 20_prepare_corpus --force") from None
+
+
+def _opened(file: BinaryIO, name: str) -> io.RawIOBase:
+    return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else ZstdStream(file)
 
 
 @dataclass(frozen=True)

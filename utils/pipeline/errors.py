@@ -63,11 +63,16 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
 def lacking_resource(error: BaseException) -> str:
     """What the machine ran out of, or "" when the error is something else."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "a file would exceed the size that the system allows (ulimit -f)"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{error.filename or 'a folder'} cannot be written ({error.strerror})"
     if isinstance(error, MemoryError):
         return "out of memory"
