@@ -12,6 +12,7 @@ import pytest
 from utils.config.corpus import CorpusConfig
 from utils.config.generate import GenerateConfig
 from utils.config.tokenizer import TokenizerConfig
+from utils.config.transform import SFTToDPOConfig
 from utils.pipeline.config import merge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,9 @@ def commands(guide: str) -> list[str]:
 @pytest.mark.parametrize("block", blocks("generate.md", "json"))
 def test_generate_blocks_are_valid_configs(block: str) -> None:
     part = json.loads(block)
+    if "sources" in part:
+        SFTToDPOConfig.model_validate(part)
+        return
     config = GenerateConfig.model_validate(merge(GENERATE_BASE, part))
     assert set(part) <= config.model_fields_set
 

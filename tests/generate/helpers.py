@@ -16,7 +16,7 @@ from utils.generate.errors import CallFailed
 from utils.generate.given import Given
 from utils.generate.history import History
 from utils.generate.journal import CARRIED, Journal, JournalReader
-from utils.generate.recorded import config_line, identity_of, stands
+from utils.generate.recorded import config_line, epoch_after, identity_of, stands
 from utils.generate.reply import Reply
 from utils.generate.run import Generated, generate
 from utils.generate.starter import Starter
@@ -175,7 +175,7 @@ class Engine:
         given = Given.read(configured, self.workspace)
         history = History(stands)
         journal = Journal(self.folder / CARRIED, configured.journal, history.read)
-        identity = identity_of(configured, given, self.workspace)
+        identity = identity_of(configured, given, self.workspace, epoch_after(history, journal))
         if history.identity != identity:
             journal.note_config(config_line(configured, identity))
         history.turn_to(identity)

@@ -70,7 +70,10 @@ D = "datasets.pairs"
     ("changes", "message"),
     [
         ([("temprature", 1)], 'unknown key "temprature"'),
-        ([("models.main.temprature", 1)], 'unknown key "models.main.temprature" (did you mean "temperature"?)'),
+        (
+            [("models.main.temprature", 1)],
+            'unknown key "models.main.temprature" (did you mean "temperature"?)',
+        ),
         ([(f"{D}.modes", "dpo")], 'did you mean "mode"'),
         ([(f"{D}.mode", "dpo2")], "'text', 'sft', 'dpo', 'kto' or 'mo_dpo'"),
         ([(f"{D}.rows", 0)], "give either rows or num_prompts_per_subtopic"),
@@ -80,7 +83,10 @@ D = "datasets.pairs"
             [(f"{D}.rows", 0), (f"{D}.num_subtopics", 0), (f"{D}.num_prompts_per_subtopic", 3)],
             "num_prompts_per_subtopic needs num_subtopics or topics_file",
         ),
-        ([(f"{D}.rows", 2_000_000)], "2,000,000 is more than limits.max_rows = 1,000,000; raise that to mean it"),
+        (
+            [(f"{D}.rows", 2_000_000)],
+            "2,000,000 is more than limits.max_rows = 1,000,000; raise that to mean it",
+        ),
         (
             [(f"{D}.rows", 20_000), (f"{D}.num_subtopics", 20_000)],
             "20,000 is more than limits.max_subtopics = 10,000",
@@ -92,23 +98,41 @@ D = "datasets.pairs"
             [("prompts_file", "b"), (f"{D}.num_subtopics", 0)],
             f"{D}.templates.prompts: this dataset has no such step",
         ),
-        ([(f"{D}.mode", "sft"), (f"{D}.templates.rejected", "t")], "mode sft does not read templates.rejected"),
+        (
+            [(f"{D}.mode", "sft"), (f"{D}.templates.rejected", "t")],
+            "mode sft does not read templates.rejected",
+        ),
         ([(f"{D}.mode", "sft"), (f"{D}.rejected_model", "main")], "mode sft does not read rejected_model"),
         ([(f"{D}.mode", "sft"), (f"{D}.conversational", True)], "mode sft does not read conversational"),
         ([(f"{D}.sft_format", "alpaca")], "mode dpo does not read sft_format"),
         ([(f"{D}.templates.chosen", "story")], 'there is no template "story" (there are: subtopics, ideas,'),
         ([(f"{D}.main_model", "best")], 'there is no model "best" (there are: main, rejected, judge)'),
-        ([("models.rejected", None)], 'rejected_model: there is no model "rejected" (there are: main, judge)'),
+        (
+            [("models.rejected", None)],
+            'rejected_model: there is no model "rejected" (there are: main, judge)',
+        ),
         ([("models.main.provider", "nobody")], 'there is no provider "nobody" (there are: api)'),
         ([("models.main.extra_body", {"seed": 1})], "extra_body.seed: this field of a request has a key"),
         ([("models.main.timeout_seconds", 0)], "greater than 0"),
         ([("providers.api.base_url", "")], 'base_url must be an http(s) address, not ""'),
         ([("providers.api.base_url", "https://me:secret@x/v1")], "must not carry credentials"),
-        ([("providers.api.kind", "offline-teacher")], "an offline teacher takes no base_url and no api_key_env"),
+        (
+            [("providers.api.kind", "offline-teacher")],
+            "an offline teacher takes no base_url and no api_key_env",
+        ),
         ([("providers.api.faults", "429:1")], "faults are for the offline teacher only"),
         ([("providers.api.headers", {"X-API-Key": "1"})], "a key belongs into the environment"),
+        ([("providers.api.api_key_env", "sk-abc123")], "and never the key itself"),
+        (
+            [("budget.max_cost", 1)],
+            "budget.max_cost has no effect: give models.main, models.rejected a prompt_price",
+        ),
+        ([("datasets.log", {"mode": "text", "rows": 3})], "a dataset cannot be called log"),
         ([("providers.api.max_in_flight", 5000)], "5,000 is more than limits.max_in_flight = 4,096"),
-        ([("templates.t.user", "About {{ subject }}")], 'there is no variable "subject" (there are: main_topic,'),
+        (
+            [("templates.t.user", "About {{ subject }}")],
+            'there is no variable "subject" (there are: main_topic,',
+        ),
         ([("templates.t.user", "{{ response }}")], 'there is no variable "response"'),
         ([("templates.t.user", "{{ prompt")], "templates.t.user: unexpected end of template"),
         ([("templates.t.user", "{{ prompt | shout }}")], "No filter named 'shout'"),
@@ -275,3 +299,9 @@ def test_every_key_is_read_by_the_code_that_generates(tmp_path, monkeypatch):
             Session(tmp_path / str(number)).run_config(configured)
     keys = {(kind.__name__, name) for kind in sections(GenerateConfig) for name in kind.model_fields}
     assert keys - seen - READ_BEFORE == set()
+
+
+def test_a_key_in_the_place_of_its_name_is_not_repeated(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(changed(("providers.api.api_key_env", "sk-abc123")), tmp_path)
+    assert "sk-abc123" not in caught.value.report()

@@ -1,4 +1,6 @@
-"""Filling a dataset: exact counts, an order that neither timing nor a kill changes, refill, honest failure."""
+"""
+Filling a dataset: exact counts, an order that neither timing nor a kill changes, refill, honest failure.
+"""
 
 import json
 import random
@@ -12,7 +14,7 @@ from utils.config.generate import GenerateConfig
 from utils.generate.journal import Scan
 from utils.generate.state import deal
 from utils.generate.validate import normalised
-from utils.pipeline.errors import StageError
+from utils.pipeline.errors import ConfigError, StageError
 
 
 @pytest.fixture
@@ -124,6 +126,23 @@ def test_decisions_that_are_lost_are_made_again_from_replies(engine, uninterrupt
     told = "calls that failed are made again, and a prompt that two lists offer may start a row in vain"
     assert client.asked["subtopics"] == 0 and client.asked["rejected"] <= 5, told
     assert engine.rows(moody_config()) == uninterrupted.rows(moody_config())
+
+
+@pytest.mark.parametrize("kind", ["reply", "row", "prompts", "deal"])
+def test_a_line_that_is_damaged_is_made_again_and_nothing_else_is_paid_for(engine, kind):
+    configured = config("dpo", 20, 2)
+    engine.fill(configured)
+    rows = engine.rows(configured)
+    path = engine.folder / "log" / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    chosen = [number for number, line in enumerate(lines) if f" {kind} ".encode() in line[:30]]
+    place = next(n for n in chosen if kind != "reply" or b" main chosen " in lines[n])
+    lines[place] = lines[place].replace(b'"', b"'")
+    path.write_bytes(b"".join(lines))
+    client = engine.fill(configured)
+    assert dict(client.asked) == ({"chosen": 1} if kind == "reply" else {})
+    assert engine.rows(configured) == rows
+    assert not engine.fill(configured).asked and engine.rows(configured) == rows
 
 
 def test_levels_overlap(engine):
@@ -388,7 +407,7 @@ def test_prompts_of_a_file_replace_both_levels_in_their_order(engine, tmp_path):
 
 
 def test_a_prompts_file_that_is_too_short_is_told(engine, tmp_path):
-    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\nTwo!\none\n")
     template = {"answer": {"user": "chosen|1|{{ subtopic }}|{{ prompt }}|{{ index }}|"}}
     configured = config(
         rows=5,
@@ -397,8 +416,30 @@ def test_a_prompts_file_that_is_too_short_is_told(engine, tmp_path):
         dataset={"templates": {}},
         templates=template,
     )
-    with pytest.raises(StageError, match='"d" stopped at 3 of 5 rows'):
+    with pytest.raises(StageError, match='"d" stopped at 3 of 5 rows') as caught:
         engine.fill(configured)
+    assert "add prompts to the file" in caught.value.fix
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    with pytest.raises(ConfigError, match=r"rows: 5 are wanted, and .*prompts.txt has 3 prompts"):
+        engine.fill(configured)
+
+
+def test_given_prompts_that_failed_are_tried_again_by_a_rerun(engine, tmp_path):
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {n}\n" for n in range(10)))
+    template = {"answer": {"user": "chosen|1|{{ subtopic }}|{{ prompt }}|{{ index }}|"}}
+    path = str(tmp_path / "prompts.txt")
+    configured = config(
+        rows=10, num_subtopics=0, prompts_file=path, dataset={"templates": {}}, templates=template
+    )
+
+    def failing(asked: Asked) -> str:
+        return "" if asked.prompt.endswith(("3", "7")) and asked.index < 3 else plain_model(asked)
+
+    with pytest.raises(StageError, match="8 of 10 rows; not accepted: empty 2"):
+        engine.fill(configured, failing)
+    client = engine.fill(configured, failing)
+    answers = [row["messages"][1]["content"] for row in engine.rows(configured)]
+    assert answers[8:] == ["chosen prompt 3 3", "chosen prompt 7 3"] and client.asked["chosen"] == 4
 
 
 # dealing

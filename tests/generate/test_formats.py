@@ -49,7 +49,9 @@ def test_pairs():
         {"prompt": ASKED, "completion": "Bark.", "label": False},
     ]
     barked = {"role": "assistant", "content": "Bark."}
-    assert rows("dpo", conversational=True) == [{"prompt": [USER], "chosen": [ASSISTANT], "rejected": [barked]}]
+    assert rows("dpo", conversational=True) == [
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [barked]}
+    ]
     assert rows("kto", conversational=True)[1] == {"prompt": [USER], "completion": [barked], "label": False}
 
 
@@ -89,7 +91,9 @@ def written(tmp_path_factory):
         mode = {"alpaca": "sft", "dpo_talk": "dpo"}.get(name, name)
         configured = config(mode, 12, 2, dataset=options, judge=RUBRIC, templates=judging())
         engine = Engine(folder / name)
-        engine.fill(configured, lambda asked: '{"correct": 4}' if asked.step == "judge" else plain_model(asked))
+        engine.fill(
+            configured, lambda asked: '{"correct": 4}' if asked.step == "judge" else plain_model(asked)
+        )
         state, journal = engine.read(configured)
         write_outputs(configured, {"d": state}, journal, engine.folder)
     return folder

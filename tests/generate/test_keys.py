@@ -70,8 +70,9 @@ def test_a_far_host_without_a_key_is_refused(url, tmp_path):
     with pytest.raises(ConfigError, match='provider "lab" needs a key.*LAB_KEY is not set') as caught:
         api_keys({"lab": far(base_url=url)}, tmp_path, {})
     assert "export LAB_KEY=..." in caught.value.fix and caught.value.exit_code == 2
-    with pytest.raises(ConfigError, match=r"\(api_key_env is empty\) is not set"):
+    with pytest.raises(ConfigError, match="needs a key: api_key_env names none") as caught:
         api_keys({"lab": far(base_url=url, api_key_env="")}, tmp_path, {})
+    assert caught.value.fix == "name the variable that holds it in providers.lab.api_key_env"
 
 
 @pytest.mark.parametrize("value", ["two words", "line\nbreak", "t\u00e4st", "tab\tstop", "nul\0"])
@@ -85,9 +86,7 @@ def test_blanks_around_a_key_do_not_count(tmp_path):
     assert authorization(api_keys({"lab": far()}, tmp_path, {"LAB_KEY": " abc\n"})["lab"]) == "Bearer abc"
 
 
-@pytest.mark.parametrize(
-    "name", ["PATH", "HOME", "LD_PRELOAD", "PYTHONPATH", "SHELL", "path", "Ld_Library_Path"]
-)
+@pytest.mark.parametrize("name", ["PATH", "HOME", "LD_PRELOAD", "PYTHONPATH", "SHELL"])
 def test_variables_that_steer_programs_hold_no_keys(name, tmp_path):
     with pytest.raises(ConfigError, match=f"api_key_env: {name} holds no key"):
         api_keys({"lab": far(api_key_env=name)}, tmp_path, dict(os.environ) | {name: "/usr/bin"})

@@ -1,4 +1,6 @@
-"""kill -9 at random moments costs calls in flight, and nothing else; Ctrl-C and SIGTERM cost nothing at all."""
+"""
+kill -9 at random moments costs calls in flight, and nothing else; Ctrl-C and SIGTERM cost nothing at all.
+"""
 
 import json
 import multiprocessing

@@ -143,11 +143,11 @@ def test_loading_at_once_is_adding_one_by_one(threshold):
 
 
 def test_an_entry_takes_few_bytes():
-    """datasketch's own index takes more than 1,000; an index that is just full is the best case, 192."""
+    """datasketch's own index takes more than 1,000."""
     index = SignatureIndex(0.8)
     index.load(np.random.default_rng(0).integers(0, 256, (8191, NUM_HASHES), dtype=np.uint8).tobytes())
     held = index._signatures.nbytes + index._heads.nbytes + index._next.nbytes
-    assert held / len(index) < 270
+    assert held / len(index) < 330
 
 
 def test_bands_follow_the_threshold():

@@ -62,8 +62,8 @@ class Budget:
 
     def charge(self, provider: str, model: str, step: str, reply: Reply, calls: int = 1) -> None:
         """
-        Count one reply, or the sum of the tokens of several; `model` is its name in the config, which knows the
-        prices.
+        Count one reply, or the sum of the tokens of several; `model` is its name in the config, which knows
+        the prices.
         """
         cost = price(self._models[model], reply.prompt_tokens, reply.completion_tokens)
         self._parts.setdefault((provider, model, step), Usage()).add(reply, cost, calls)

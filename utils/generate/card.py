@@ -37,9 +37,11 @@ def data_card(config: GenerateConfig, metrics: dict, used: Used, folder: Path) -
 
 def _models(config: GenerateConfig) -> str:
     rows = [
-        (name, spec.model, spec.provider, f"{spec.temperature:g}") for name, spec in config.models.items()
+        (name, spec.model, spec.provider, f"{spec.temperature:g}", f"{spec.structure_temperature:g}")
+        for name, spec in config.used_models.items()
     ]
-    return "## Models\n\n" + _table(("name", "model", "provider", "temperature"), rows)
+    head = ("name", "model", "provider", "temperature of rows", "of lists and scores")
+    return "## Models\n\n" + _table(head, rows)
 
 
 def _datasets(metrics: dict) -> str:
@@ -83,8 +85,8 @@ def _usage(config: GenerateConfig, used: Used) -> list[str]:
         )
     head = ("provider", "model", "step", "calls", "prompt tokens", "completion tokens", "cost")
     note = (
-        "Over the replies that went into these decisions, rows that were dropped included; retries and replies "
-        f"that nothing came of are not in it. Cost by the prices of the config: {cost:.4f}."
+        "Over the replies that went into these decisions, rows that were dropped included; retries, and "
+        f"replies that nothing came of, are not in it. Cost by the prices of the config: {cost:.4f}."
     )
     return ["## What it took", _table(head, rows), note]
 

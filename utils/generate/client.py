@@ -142,7 +142,9 @@ class ChatClient:
         if verdict == "forbidden":
             self._stop(
                 f'provider "{self.name}" refuses the key: HTTP {status} {excerpt}',
-                f"check the environment variable {self.provider.api_key_env or '(none is named)'}",
+                f"check the environment variable {self.provider.api_key_env}"
+                if self.provider.api_key_env
+                else f"name the variable that holds it in providers.{self.name}.api_key_env",
             )
         asked = asked_pause_seconds(status, response.headers)
         return Failure(f"http_{status}", excerpt, verdict == "retry", status, asked)

@@ -42,6 +42,7 @@ class Dataset:
         lists = None if prompts else ListMaker(config, name, calls)
         rows = RowMaker(config, name, calls)
         self.prompts = PromptLevel(config, desk, lists, rows, starter, prompts, lambda: self._topics.done)
+        self._prompts_are_given = prompts is not None
         given = [""] if prompts else topics
         self._topics = TopicLevel(config, desk, lists, starter, given, self.prompts.open)
         self._num_given = len(given)
@@ -134,7 +135,7 @@ class Dataset:
         record: dict[str, object] = {"subtopic": number, "prompt": prompt, "used": made.used}
         if isinstance(made, Failure):
             told = {"reason": made.reason, "excerpt": made.excerpt, "attempts": made.attempts}
-            self._desk.decide("failure", record | told)
+            self._desk.decide("failure", record | told | {"label": label})
         else:
             known.add(made.sketch)
             parts = {"label": label, "chosen": made.chosen, "rejected": made.rejected}
@@ -184,14 +185,21 @@ class Dataset:
     def _lacks_subtopics(self) -> bool:
         return bool(self.spec.num_subtopics) and len(self.state.subtopics) < self.spec.num_subtopics
 
+    def _failed_prompts(self) -> list[tuple[str, str]]:
+        """Prompts, with their labels, that failed since they were tried last."""
+        state, journal = self.state, self._desk.journal
+        records = (journal.read(offset).record() for offset in state.failures["row"][state.tried :])
+        return [(record["prompt"], record["label"]) for record in records]
+
     def _short(self) -> StageError:
         state = self.state
-        self._desk.decide("short", {})
+        self._desk.decide("short", {"again": self._failed_prompts()} if self._prompts_are_given else {})
         counts = f"{state.rows:,} of {self.num_rows:,} rows"
         if self._lacks_subtopics:
             counts = f"{len(state.subtopics):,} of {self.spec.num_subtopics:,} subtopics and {counts}"
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted((+state.reasons).items()))
+        more = "add prompts to the file" if self._prompts_are_given else "more subtopics"
         return StageError(
             f'dataset "{self.name}" stopped at {counts}; not accepted: {reasons or "nothing"}',
-            fix="ask for fewer rows or more subtopics, or rerun: no reply so far is paid for again",
+            fix=f"ask for fewer rows or {more}, or rerun: no reply so far is paid for again",
         )

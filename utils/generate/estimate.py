@@ -105,6 +105,7 @@ class Estimate:
             f"assumed: {ANSWER_TOKENS} tokens an answer, {ENTRY_TOKENS} an entry of a list, "
             f"{FIRST_TOKEN_SECONDS:g} s + 1 s per {TOKENS_PER_SECOND:g} tokens a call; no retries or failures"
         )
+        yield "all of it for a new dataset; what an earlier run of it has in its journal is not asked again"
 
     def _model(self, part: Part) -> ModelSpec:
         return self.config.models[part.model]

@@ -85,6 +85,8 @@ class Given:
             topics = _distinct(_texts(paths["topics"], "subtopic"), config.duplicates.subtopics, excluded)
             _check_topics(config, len(topics))
         prompts = PromptsFile(paths["prompts"]) if "prompts" in paths else None
+        if prompts:
+            _check_prompts(config, prompts.num_prompts)
         return cls(topics, prompts, excluded, paths)
 
     def digests(self) -> dict[str, str]:
@@ -125,9 +127,21 @@ def _check_topics(config: GenerateConfig, count: int) -> None:
         for key, value in (("max_subtopics", spec.subtopics_for(count)), ("max_rows", rows)):
             if value > (most := getattr(config.limits, key)):
                 raise ConfigError(
-                    f"datasets.{name}: {value:,} by {config.topics_file} is more than limits.{key} = {most:,}",
+                    f"datasets.{name}: {value:,} by {config.topics_file} is more than limits.{key} = "
+                    f"{most:,}",
                     fix=f"raise limits.{key} to mean it",
                 )
+
+
+def _check_prompts(config: GenerateConfig, count: int) -> None:
+    """ConfigError when a dataset wants more rows than a file has prompts."""
+    for name, spec in config.datasets.items():
+        if spec.rows > count:
+            raise ConfigError(
+                f"datasets.{name}.rows: {spec.rows:,} are wanted, and {config.prompts_file} has {count:,} "
+                "prompts",
+                fix="add some to the file, or ask for fewer rows",
+            )
 
 
 def _texts(path: Path, key: str) -> Iterator[str]:

@@ -37,9 +37,9 @@ class Sketches:
 
 class History:
     """
-    Sees the lines of a journal in order. `stands(before, after)` says whether decisions made under one identity
-    (semantic config, digests of files) stand under another. `paid` sums calls, prompt and completion tokens of
-    all replies by model and step.
+    Sees the lines of a journal in order. `stands(before, after)` says whether decisions made under one
+    identity (semantic config, digests of files) stand under another. `paid` sums calls, prompt and completion
+    tokens of all replies by model and step.
     """
 
     def __init__(self, stands: Callable[[Mapping, Mapping], bool]) -> None:

@@ -109,6 +109,10 @@ class JournalReader:
     def num_replies(self) -> int:
         return len(self._replies)
 
+    def knows(self, identity: str) -> bool:
+        """Whether a call was paid for, and its reply is there."""
+        return bytes.fromhex(identity) in self._replies
+
     def reply(self, identity: str) -> Reply | None:
         """The reply to a call, if it was paid for."""
         offset = self._replies.get(bytes.fromhex(identity))

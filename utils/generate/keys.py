@@ -123,9 +123,11 @@ def _key_of(name: str, provider: ProviderSpec, known: Mapping[str, str]) -> Key:
     value = known.get(variable, "").strip() if variable else ""
     if not value and provider.kind == "openai" and not is_loopback(provider.base_url):
         raise ConfigError(
-            f'provider "{name}" needs a key: the environment variable '
-            f"{variable or '(api_key_env is empty)'} is not set",
-            fix=f"export {variable or 'NAME'}=... or write it into .env; set providers.{name}.api_key_env",
+            f'provider "{name}" needs a key: '
+            + (f"the environment variable {variable} is not set" if variable else "api_key_env names none"),
+            fix=f"export {variable}=... or write it into .env"
+            if variable
+            else f"name the variable that holds it in providers.{name}.api_key_env",
         )
     if not all("!" <= character <= "~" for character in value):
         raise ConfigError(

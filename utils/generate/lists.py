@@ -120,7 +120,10 @@ def _again(said: str) -> list[dict[str, str]]:
 
 
 def chunk_sizes(lacking: int, refill: RefillSpec, again: bool) -> list[int]:
-    """Even chunks for what lacks and the buffer on top; who asks `again` expects repetitions, and asks for more."""
+    """
+    Even chunks for what lacks and the buffer on top; who asks `again` expects repetitions, and asks for
+    more.
+    """
     count = lacking + round(lacking * refill.over_generation_buffer)
     if again and lacking:
         count = max(count, min(LEAST_AGAIN, refill.entries_per_call))
@@ -130,8 +133,8 @@ def chunk_sizes(lacking: int, refill: RefillSpec, again: bool) -> list[int]:
 
 def excluded(known: list[str], subject: str, most: int, share: int) -> list[str]:
     """
-    Up to `most` known entries to leave out: those most like the subject, by words in common over all words. Each
-    further `share` (of chunks that run at the same time, and of later turns) has the next ones.
+    Up to `most` known entries to leave out: those most like the subject, by words in common over all words.
+    Each further `share` (of chunks that run at the same time, and of later turns) has the next ones.
     """
     if len(known) <= most or not most:
         return known[:most]

@@ -4,9 +4,9 @@ An event loop that finishes what it has begun before it takes in more.
 asyncio reads every socket that is ready, then runs every task that this woke. When a thousand replies come at
 once, the next thousand requests go out only after all of them were worked off, so the replies to those come
 together again: at 1,024 in flight and one second per reply, that is 1.5 seconds for each wave. Taking in one
-socket per turn of the loop, each reply is worked off and its successor is sent before the next one is read; so
-the waves spread out, and the rate comes near to what the endpoint gives. Measured on one core with 10,240 rows:
-15.0 s before, 11.4 s after, 10 s would be perfect.
+socket per turn of the loop, each reply is worked off and its successor is sent before the next one is read;
+so the waves spread out, and the rate comes near to what the endpoint gives. Measured on one core with 10,240
+rows: 15.0 s before, 11.4 s after, 10 s would be perfect.
 
     run(main())
 """

@@ -149,17 +149,25 @@ class _Look:
     def _refusal(self, key: str, model: ModelSpec, failure: Failure, listed: list[str]) -> LockstepError:
         said = f"{failure.reason} {failure.excerpt}"
         if verdict_on(failure.status) == "forbidden":
-            variable = self.provider.api_key_env or "(none is named)"
+            variable = self.provider.api_key_env
             return StageError(
                 f'provider "{self.name}" refuses the key: {said}',
-                fix=f"check the environment variable {variable}",
+                fix=f"check the environment variable {variable}"
+                if variable
+                else f"name the variable that holds it in providers.{self.name}.api_key_env",
             )
         near = get_close_matches(model.model, listed, n=3, cutoff=0.4) or listed[:3]
         known = f"; it lists {', '.join(near)}" if near and model.model not in listed else ""
         return ConfigError(
             f'models.{key}: provider "{self.name}" refuses a call of "{model.model}": {said}',
-            fix=f"correct models.{key}{known}",
+            fix=f"correct models.{key}{known}{self._doubtful_address(failure)}",
         )
+
+    def _doubtful_address(self, failure: Failure) -> str:
+        """A hint, where a 404 may come from an address that is not the root of an API."""
+        if failure.status != 404 or self.address.rstrip("/").endswith("/v1"):
+            return ""
+        return f", or providers.{self.name}.base_url: it usually ends in /v1"
 
     def _compare(self, key: str, model: ModelSpec, listed: list[str]) -> None:
         if listed and model.model not in listed:

@@ -35,7 +35,7 @@ class Progress:
         self._live = sys.stdout.isatty() if live is None else live
         self._display = None
         self._told = time.monotonic()
-        self._points: deque[tuple[float, int]] = deque()
+        self._points = deque([(self._told, self._done)])
 
     def tell(self) -> None:
         """Say it, if it is time."""

@@ -27,8 +27,8 @@ from utils.generate.state import Subtopic, Turn
 @dataclass(slots=True)
 class _Start:
     """
-    A prompt that is being made a row: `counted` while it is among those that its turn relies on, `missed` once
-    its turn knows that it failed.
+    A prompt that is being made a row: `counted` while it is among those that its turn relies on, `missed`
+    once its turn knows that it failed.
     """
 
     result: asyncio.Future[Made | Failure]
@@ -239,8 +239,8 @@ class PromptLevel:
             work.failed += 1
 
     def _start(self, work: _Work, prompt: str, label: str) -> _Start:
-        rows = self._rows
-        start = _Start(self._starter.row(lambda: rows.make(label, prompt)))
+        rows, tries = self._rows, self._state.tries
+        start = _Start(self._starter.row(lambda: rows.make(label, prompt, tries)))
         start.result.add_done_callback(lambda done: self._ended(work, start))
         return start
 

@@ -9,6 +9,7 @@ Reads only, also while a run is writing; nothing is cut off and nothing is locke
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,28 @@ from utils.pipeline.errors import UpstreamError
 from utils.pipeline.workspace import Workspace
 
 
-def identity_of(config: GenerateConfig, given: Given, workspace: Workspace) -> dict:
-    """What decisions depend on beside the replies: the semantic config and what its files hold."""
-    identity = {"semantic": semantic_view(config, workspace), "files": given.digests()}
+def identity_of(config: GenerateConfig, given: Given, workspace: Workspace, epoch: int = 0) -> dict:
+    """What decisions depend on beside the replies: the semantic config, what its files hold, the epoch."""
+    identity = {"semantic": semantic_view(config, workspace), "files": given.digests(), "epoch": epoch}
     return json.loads(json.dumps(identity))
 
 
 def stands(before: Mapping, after: Mapping) -> bool:
     """Whether decisions made under one identity stand under another, which only asks for more."""
-    if before["files"] != after["files"]:
+    if (before["files"], before["epoch"]) != (after["files"], after["epoch"]):
         return False
     return GenerateConfig.only_adds(before["semantic"], after["semantic"])
+
+
+def epoch_after(history: History, journal: JournalReader) -> int:
+    """The epoch of decisions: a new one, in which all are made again, when an accepted row lost a reply."""
+    epoch = history.identity["epoch"] if history.identity else 0
+    if not journal.damaged:
+        return epoch
+    offsets = (offset for state in history.states.values() for s in state.subtopics for offset in s.rows)
+    records = (journal.read(offset).record() for offset in offsets)
+    named = (record[side] for record in records for side in ("chosen", "rejected") if record[side])
+    return epoch + (not all(map(journal.knows, named)))
 
 
 def config_line(config: GenerateConfig, identity: Mapping) -> dict:
@@ -54,6 +66,15 @@ class Recorded:
     states: dict[str, State]
     paid: dict[tuple[str, str], list[int]]
     journal: JournalReader
+
+    @property
+    def usage(self) -> dict[str, Counter[str]]:
+        """The same by `model.step` and by name: calls, prompt_tokens, completion_tokens."""
+        names = ("calls", "prompt_tokens", "completion_tokens")
+        return {
+            f"{model}.{step}": Counter(dict(zip(names, counts, strict=True)))
+            for (model, step), counts in self.paid.items()
+        }
 
     @classmethod
     def open(cls, folder: Path) -> Self:

@@ -43,6 +43,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt, and the number of its first sample."""
+
+    subtopic: str
+    prompt: str
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """An answer that passed its checks, and the number of its sample."""
 
@@ -65,72 +74,73 @@ class RowMaker:
 
             self._judge = Judge(config.judge, config.templates, calls.ask, dataset, self._spec.mode)
 
-    async def make(self, subtopic: str, prompt: str) -> Made | Failure:
-        """A row, or why there is none after `attempts_per_row` tries; both sides are asked together."""
+    async def make(self, subtopic: str, prompt: str, tries: int = 0) -> Made | Failure:
+        """
+        A row, or why there is none after `attempts_per_row` samples; both sides are asked together. A prompt
+        that failed before has had `tries` times as many samples.
+        """
+        asked = _Asked(subtopic, prompt, tries * self._checks.attempts_per_row)
         with used_calls() as used:
             try:
-                made = await self._made(subtopic, prompt)
+                made = await self._made(asked)
             except CallFailed as failed:
                 made = Failure(failed.reason, failed.excerpt, failed.attempts)
         return _with_used(made, used.record())
 
-    async def _made(self, subtopic: str, prompt: str) -> Made | Failure:
-        chosen = self._side("chosen", self._spec.main_model, subtopic, prompt)
+    async def _made(self, asked: _Asked) -> Made | Failure:
+        chosen = self._side("chosen", self._spec.main_model, asked, asked.first)
         if not self._spec.has_rejected:
             answer = await chosen
-            content = answer.text if self._spec.mode == "text" else f"{prompt}\n{answer.text}"
-            return await self._judged(subtopic, prompt, answer, None, content)
-        rejected = self._side("rejected", self._spec.rejected_model, subtopic, prompt)
-        pair = await _both(chosen, rejected)
-        other = await self._different(subtopic, prompt, *pair)
+            content = answer.text if self._spec.mode == "text" else f"{asked.prompt}\n{answer.text}"
+            return await self._judged(asked, answer, None, content)
+        pair = await _both(chosen, self._side("rejected", self._spec.rejected_model, asked, asked.first))
+        other = await self._different(asked, *pair)
         if isinstance(other, Failure):
             return other
-        content = f"{prompt}\n{pair[0].text}\n{other.text}"
-        return await self._judged(subtopic, prompt, pair[0], other, content)
+        content = f"{asked.prompt}\n{pair[0].text}\n{other.text}"
+        return await self._judged(asked, pair[0], other, content)
 
-    async def _side(self, step: Side, model: str, subtopic: str, prompt: str, first: int = 0) -> _Answer:
+    async def _side(self, step: Side, model: str, asked: _Asked, first: int) -> _Answer:
         """One answer that passes the checks; each further attempt has the next sampling seed."""
         attempts = self._checks.attempts_per_row
-        fault, seen = "no_attempt_left", ""
-        for sample in range(first, attempts):
-            identity, reply = await self._calls.named(self._request(step, model, subtopic, prompt, sample))
+        fault, seen = "", ""
+        for sample in range(first, asked.first + attempts):
+            identity, reply = await self._calls.named(self._request(step, model, asked, sample))
             fault, seen = fault_of(reply, self._checks, step), reply.content
             if not fault:
                 return _Answer(identity, answer_text(reply), sample)
         raise CallFailed(fault, seen[:EXCERPT_CHARACTERS], attempts)
 
-    async def _different(
-        self, subtopic: str, prompt: str, chosen: _Answer, rejected: _Answer
-    ) -> _Answer | Failure:
+    async def _different(self, asked: _Asked, chosen: _Answer, rejected: _Answer) -> _Answer | Failure:
         """Ask for another rejected answer while it says the same as the chosen one."""
         while too_similar(chosen.text, rejected.text, self._checks):
             following = rejected.sample + 1
-            if following >= self._checks.attempts_per_row:
-                return Failure("equals_chosen", rejected.text[:EXCERPT_CHARACTERS], following)
-            rejected = await self._side(
-                "rejected", self._spec.rejected_model, subtopic, prompt, first=following
-            )
+            attempts = following - asked.first
+            if attempts == self._checks.attempts_per_row:
+                return Failure("equals_chosen", rejected.text[:EXCERPT_CHARACTERS], attempts)
+            rejected = await self._side("rejected", self._spec.rejected_model, asked, following)
         return rejected
 
     async def _judged(
-        self, subtopic: str, prompt: str, chosen: _Answer, rejected: _Answer | None, content: str
+        self, asked: _Asked, chosen: _Answer, rejected: _Answer | None, content: str
     ) -> Made | Failure:
         scores: dict[str, object] = {}
         if self._judge:
-            variables = self._renderer.variables(subtopic=subtopic, prompt=prompt)
+            variables = self._renderer.variables(subtopic=asked.subtopic, prompt=asked.prompt)
             other = rejected.text if rejected else None
             verdict = await self._judge.judge_row(variables, chosen.text, other, self._spec.judge)
             if verdict.verdict == "drop":
-                return Failure(verdict.reason, chosen.text[:EXCERPT_CHARACTERS], chosen.sample + 1)
+                attempts = chosen.sample - asked.first + 1
+                return Failure(verdict.reason, chosen.text[:EXCERPT_CHARACTERS], attempts)
             if verdict.verdict == "keep":
                 scores = {name: value for name, value in asdict(verdict).items() if name not in _UNWRITTEN}
         return Made(chosen.identity, rejected.identity if rejected else "", sketch_of(content), scores)
 
-    def _request(self, step: Side, model: str, subtopic: str, prompt: str, sample: int) -> Request:
+    def _request(self, step: Side, model: str, asked: _Asked, sample: int) -> Request:
         messages = self._renderer.messages(
-            step, subtopic=subtopic, prompt=prompt, is_retry=sample > 0, index=sample
+            step, subtopic=asked.subtopic, prompt=asked.prompt, is_retry=sample > 0, index=sample
         )
-        return Request(self._name, step, model, messages, prompt, sample)
+        return Request(self._name, step, model, messages, asked.prompt, sample)
 
 
 _UNWRITTEN = ("verdict", "reason")

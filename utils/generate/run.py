@@ -27,7 +27,7 @@ from utils.generate.keys import Key, api_keys
 from utils.generate.loop import run as run_loop
 from utils.generate.preflight import preflight
 from utils.generate.progress import Progress
-from utils.generate.recorded import config_line, identity_of, stands
+from utils.generate.recorded import config_line, epoch_after, identity_of, stands
 from utils.generate.reply import Reply
 from utils.generate.requests_log import RequestsLog
 from utils.generate.starter import Starter
@@ -67,7 +67,8 @@ def generate(
     journal = Journal(folder / CARRIED, config.journal, visit=history.read)
     try:
         _charge(budget, config, history)
-        _take_up(config, identity_of(config, given, workspace), journal, history, log)
+        identity = identity_of(config, given, workspace, epoch_after(history, journal))
+        _take_up(config, identity, journal, history, log)
         with _endpoints(config) as addresses:
             if not journal.num_replies:
                 for model, reply in preflight(config, keys, addresses, log, stopping).items():

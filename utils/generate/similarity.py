@@ -1,9 +1,9 @@
 """
 Has something like this been accepted before? Equal texts by hash, alike ones by MinHash over word 3-grams.
 
-A signature is 128 bytes: of each of 128 minima the lowest byte (b-bit minwise hashing, Li and Koenig 2010).
-So 100,000 texts take 13 MB, and the bands of the locality-sensitive hash are slices of the signature itself.
-An entry of the index costs 64 bytes more. Texts of fewer than three words are compared as a whole only.
+A signature is 128 bytes: of each of 128 minima one byte (b-bit minwise hashing, Li and Koenig 2010). So the
+bands of the locality-sensitive hash are slices of the signature, and 100,000 texts with their index take 42
+MB. Texts of fewer than three words are compared as a whole only.
 
     known = Known(threshold=0.8)
     sketch = sketch_of("What does a cow say?")
@@ -131,7 +131,10 @@ class SignatureIndex:
         entries = self._heads[self._places(signature)]
         if entries.max() < 0:
             return False
-        candidates = self._signatures[self._chained(entries)]
+        alike = self._sharing_a_band(entries, np.frombuffer(signature, self._band_type))
+        if not alike:
+            return False
+        candidates = self._signatures[np.unique(np.concatenate(alike))]
         equal = (candidates == np.frombuffer(signature, np.uint8)).sum(axis=1)
         return bool(equal.max() >= self._least_equal)
 
@@ -152,34 +155,38 @@ class SignatureIndex:
         self._signatures[start : self._count] = block
         self._link()
 
-    def _chained(self, entries: np.ndarray) -> np.ndarray:
-        """The entries of all buckets, from the latest of each on."""
+    def _sharing_a_band(self, entries: np.ndarray, wanted: np.ndarray) -> list[np.ndarray]:
+        """Entries that have a band as wanted, from the latest of each bucket on."""
         bands, found = self._bands, []
         for _ in range(_LONGEST_CHAIN):
             real = entries >= 0
-            if not real.any():
-                break
             entries, bands = entries[real], bands[real]
-            found.append(entries)
+            same = self._banded[entries, bands] == wanted[bands]
+            if same.any():
+                found.append(entries[same])
             entries = self._next[entries, bands]
-        return np.unique(np.concatenate(found))
+            if entries.max() < 0:
+                break
+        return found
 
     def _places(self, signature: bytes) -> np.ndarray:
         """Where the buckets of a signature are, band by band; asking and adding follow each other."""
         if self._asked[0] is not signature:
             bands = np.frombuffer(signature, self._band_type)
-            self._asked = (signature, self._buckets(bands) + self._bands * len(self._signatures))
+            self._asked = (signature, self._buckets(bands) + self._firsts)
         return self._asked[1]
 
     def _reserve(self, entries: int, filled: int = -1) -> None:
-        """Room for `entries` (a power of two), with as many buckets in each band."""
+        """Room for `entries` (a power of two), with twice as many buckets in each band."""
         kept = self._count if filled < 0 else filled
         signatures = np.empty((entries, NUM_HASHES), np.uint8)
         if kept:
             signatures[:kept] = self._signatures[:kept]
         self._signatures = signatures
-        self._shift = np.uint64(64 - (entries.bit_length() - 1))
-        self._heads = np.full(self._num_bands * entries, -1, np.int32)
+        self._banded = signatures.view(self._band_type)
+        self._shift = np.uint64(64 - entries.bit_length())
+        self._heads = np.full(self._num_bands * 2 * entries, -1, np.int32)
+        self._firsts = self._bands * 2 * entries
         self._next = np.empty((entries, self._num_bands), np.int32)
         self._asked = (b"", self._bands)
         if filled < 0 and kept:
@@ -190,9 +197,8 @@ class SignatureIndex:
 
     def _link(self) -> None:
         """Build all chains anew."""
-        keys = self._signatures[: self._count].view(self._band_type)
         for band in range(self._num_bands):
-            buckets = self._buckets(keys[:, band])
+            buckets = self._buckets(self._banded[: self._count, band])
             order = np.argsort(buckets, kind="stable").astype(np.int32)
             sorted_buckets = buckets[order]
             follows = sorted_buckets[1:] == sorted_buckets[:-1]
@@ -200,7 +206,7 @@ class SignatureIndex:
             self._next[: self._count, band] = -1
             self._next[order[same], band] = order[same - 1]
             last = np.append(np.flatnonzero(~follows), self._count - 1)
-            self._heads[band * len(self._signatures) + sorted_buckets[last]] = order[last]
+            self._heads[self._firsts[band] + sorted_buckets[last]] = order[last]
 
 
 def band_rows(threshold: float) -> int:

@@ -97,6 +97,7 @@ class State:
         self.idle_levels = 0
         self.rows = self._rows_before_level = 0
         self.failures = {level: array("q") for level in ("subtopic", "prompt", "row")}
+        self.tries = self.tried = 0
         self.reasons: Counter[str] = Counter()
         self.used: dict[str, list[int]] = {}
         self.scored = 0
@@ -226,6 +227,11 @@ class State:
         self.idle_rounds, self.idle_levels = 0, -1  # the level that was given up does not count again
         for subtopic in self.subtopics:
             subtopic.dry_turns = 0
+        if "again" in record:  # prompts that a user gave are tried again, with other samples
+            self.tries += 1
+            self.tried = len(self.failures["row"])
+            self.subtopics[0].prompts += [prompt for prompt, _ in record["again"]]
+            self.subtopics[0].labels += [label for _, label in record["again"]]
 
 
 def deal(have: list[int], able: list[bool], total: int) -> list[int]:

@@ -33,7 +33,7 @@ def dataset_rows(config: GenerateConfig, state: State, journal: JournalReader) -
             if chosen is None or (record["rejected"] and rejected is None):
                 raise DataError(
                     f'dataset "{state.name}": a reply that a row is made of is damaged in the journal',
-                    fix="rerun with --force: decisions are made again, and only what is lost is asked again",
+                    fix="rerun: decisions are made again, and only what is lost is asked again",
                 )
             yield from shape.rows(record, chosen, rejected)
 
