@@ -2,43 +2,86 @@
 Cross-entropy of a linear head without the logits: the last layer and the loss in one pass over chunks of
 rows.
 
-Per row with logits z = W x, m = max z and S = sum e^(z - m):
+Per row with logits z = W x, m = max z, S = sum e^(z - m), U = sum e^(z - m) (z - m):
 
-    nll      = m + ln S - z_y
+    nll      = m + ln S - z_y                     entropy = ln S - U / S
     d nll/dz = e^(z - m) / S - [v = y]            d nll/dx = W^T dz        d nll/dW = dz x^T
+
+and with a z-loss coefficient c the loss is nll + c (m + ln S)^2, whose gradient adds 2 c (m + ln S)
+e^(z - m) / S. The entropy and the z term come out of the same pass and carry no gradient of their own.
 
 Nothing follows the loss, so its gradient is made in the forward pass, chunk by chunk, over the buffer that
 held the logits; backward multiplies by the scalar that comes in. Besides dX and dW, memory is one chunk
-instead of N x V. A chunk of max(64, d) rows on a CPU is as large as dW: smaller ones read dW again and again,
-larger ones leave the cache.
+(two or three on the torch path) instead of N x V. A chunk of max(64, d) rows on a CPU is as large as dW:
+smaller ones read dW again and again, larger ones leave the cache.
 
-    sums = linear_cross_entropy(hidden_ND, head.weight, targets_N)
+    sums = linear_cross_entropy(hidden_ND, head.weight, targets_N, with_entropy=True)
     (sums.loss_sum / sums.count).backward()
 
 N rows, V vocabulary, d width. fp32 inside (fp64 for fp64 inputs), whatever the dtype of the inputs.
 """
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kernels.resolution import Asked, Resolution, resolve_kernel
+
 IGNORED = -100
 GPU_CHUNK_BYTES = 512 * 2**20
+SELF_CHECK_TOLERANCE = 1e-4
+
+
+class Signals(NamedTuple):
+    """
+    What the predictions of a batch say: nats, entropy in nats (NaN where nobody computed it), and the number
+    of targets behind both.
+    """
+
+    nll_sum: Tensor | float
+    entropy_sum: Tensor | float
+    num_targets: Tensor | float
 
 
 @dataclass(frozen=True)
 class LossSums:
     """
     Sums over the scored targets, never means: whoever divides knows the whole batch. `extras` are sums to
-    log.
+    log. `auxiliary` is added to the gradient and to nothing that is reported; besides it only `loss_sum`
+    carries a gradient. `signals` are for optimizers that follow the predictions.
     """
 
     loss_sum: Tensor
     count: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+    entropy_sum: Tensor | None = None
+    z_sum: Tensor | None = None
+    signals: Signals | None = None
+    auxiliary: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """How a chunked loss is computed."""
+
+    product_dtype: torch.dtype
+    z_loss: float
+    with_entropy: bool
+    rows: int
+    implementation: str
+
+
+class RowSums(NamedTuple):
+    """Weighted fp64 sums over the rows of a chunk, and d loss / d logits where asked for."""
+
+    loss: Tensor
+    entropy: Tensor
+    z: Tensor
+    gradient: Tensor | None
 
 
 def linear_cross_entropy(
@@ -47,12 +90,18 @@ def linear_cross_entropy(
     targets_N: Tensor,
     weights_N: Tensor | None = None,
     ignore_index: int = IGNORED,
+    *,
+    z_loss: float = 0.0,
+    with_entropy: bool = False,
+    chunk_bytes: int | Literal["auto"] = "auto",
+    implementation: Asked = "auto",
 ) -> LossSums:
     """
-    sum(w * nll) and sum(w) over targets other than `ignore_index`; w is 1 without `weights_N`.
+    sum(w * loss) and sum(w) over targets other than `ignore_index`; w is 1 without `weights_N`.
 
-    Under autocast the two matrix products run in its dtype, the softmax in fp32. All targets ignored gives
-    zeros.
+    `entropy_sum` (with `with_entropy`) and `z_sum` (with `z_loss`) are sum(w * entropy) and sum(w * (m + ln
+    S)^2). `chunk_bytes` bounds the logits held at once. Under autocast the two matrix products run in its
+    dtype, the softmax in fp32. All targets ignored gives zeros.
     """
     scored = targets_N != ignore_index
     # the head is the dearest layer: skip what is not scored
@@ -64,8 +113,19 @@ def linear_cross_entropy(
     if weights_N is not None:
         row_weights = row_weights * weights_N
     labels = targets_N.masked_fill(~scored, 0)
-    loss_sum = _ChunkedLoss.apply(hidden_ND, weight_VD, labels, row_weights, _product_dtype(hidden_ND))
-    return LossSums(loss_sum, row_weights.sum(dtype=torch.float64))
+    device_type, product_dtype = hidden_ND.device.type, _product_dtype(hidden_ND)
+    rows = chunk_rows(*weight_VD.shape, device_type)
+    if chunk_bytes != "auto":
+        rows = max(1, chunk_bytes // (weight_VD.shape[0] * product_dtype.itemsize))
+    resolved = resolution(implementation, device_type).implementation
+    options = Options(product_dtype, z_loss, with_entropy, rows, resolved)
+    loss_sum, entropy_sum, z_sum = _ChunkedLoss.apply(hidden_ND, weight_VD, labels, row_weights, options)
+    return LossSums(
+        loss_sum,
+        row_weights.sum(dtype=torch.float64),
+        entropy_sum=entropy_sum if with_entropy else None,
+        z_sum=z_sum if z_loss else None,
+    )
 
 
 def reference_linear_cross_entropy(
@@ -74,12 +134,49 @@ def reference_linear_cross_entropy(
     targets_N: Tensor,
     weights_N: Tensor | None = None,
     ignore_index: int = IGNORED,
+    *,
+    z_loss: float = 0.0,
 ) -> LossSums:
     """The definition, with all logits at once and autograd alone; tests hold the chunked form against it."""
     logits_NV = F.linear(hidden_ND, weight_VD).to(_accumulator(hidden_ND.dtype))
     nll_N = F.cross_entropy(logits_NV, targets_N, reduction="none", ignore_index=ignore_index)
     weights_N = (targets_N != ignore_index).to(nll_N.dtype) * (1 if weights_N is None else weights_N)
-    return LossSums((nll_N * weights_N).sum(), weights_N.sum(dtype=torch.float64))
+    z_N = logits_NV.logsumexp(1).square()
+    return LossSums(
+        ((nll_N + z_loss * z_N) * weights_N).sum(),
+        weights_N.sum(dtype=torch.float64),
+        entropy_sum=(row_entropy(logits_NV) * weights_N).sum(),
+        z_sum=(z_N * weights_N).sum(),
+    )
+
+
+def row_entropy(logits_NV: Tensor) -> Tensor:
+    """-sum p ln p of the softmax of each row, in nats; without gradient."""
+    log_p = logits_NV.detach().to(_accumulator(logits_NV.dtype)).log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def resolution(asked: Asked, device_type: str) -> Resolution:
+    """Which row kernel runs on a device."""
+    return resolve_kernel("linear_cross_entropy", asked, device_type, self_check)
+
+
+def self_check(device_type: str) -> None:
+    """ArithmeticError when Triton and the definition disagree on 64 rows, in loss, entropy or a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).to(device_type) for n in (64, 1031))
+    targets = torch.randint(0, 1031, (64,), generator=generator).to(device_type)
+    options = Options(torch.float32, 1e-3, True, 64, "triton")
+    ones = torch.ones(64, device=device_type)
+    sums, gradients = _sums_and_gradients(hidden, weight, targets, ones, options, (True, True))
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    twin = reference_linear_cross_entropy(*leaves, targets, z_loss=1e-3)
+    expected = [twin.loss_sum.detach(), twin.entropy_sum, twin.z_sum.detach()]
+    expected += torch.autograd.grad(twin.loss_sum, leaves)
+    pairs = zip([*sums, *gradients], expected, strict=True)
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    if not worst <= SELF_CHECK_TOLERANCE:
+        raise ArithmeticError(f"linear_cross_entropy differs from torch by {worst:.2g}")
 
 
 def chunk_rows(vocab_size: int, width: int, device_type: str) -> int:
@@ -91,19 +188,20 @@ def chunk_rows(vocab_size: int, width: int, device_type: str) -> int:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, row_weights, product_dtype):
+    def forward(ctx, hidden, weight, labels, row_weights, options):
         with torch.autocast(hidden.device.type, enabled=False):
-            needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-            loss, grads = _loss_and_gradients(
-                hidden, weight.to(product_dtype), labels, row_weights, needs_hidden, needs_weight
-            )
+            needs = ctx.needs_input_grad[:2]
+            product = weight.to(options.product_dtype)
+            sums, grads = _sums_and_gradients(hidden, product, labels, row_weights, options, needs)
         ctx.save_for_backward(*grads)
         ctx.dtypes = hidden.dtype, weight.dtype
-        return loss
+        loss, entropy, z = (each.to(row_weights.dtype) for each in sums)
+        ctx.mark_non_differentiable(entropy, z)
+        return loss, entropy, z
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss):
+    def backward(ctx, grad_loss, *_):
         scaled = [
             None if grad is None else (grad * grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -111,40 +209,77 @@ class _ChunkedLoss(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _loss_and_gradients(
+def _sums_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     row_weights: Tensor,
-    needs_hidden: bool,
-    needs_weight: bool,
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    """The loss sum, and the gradients that are needed, chunk after chunk in a fixed order."""
-    accumulate = row_weights.dtype
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-    grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device) if needs_weight else None
-    step = chunk_rows(*weight.shape, hidden.device.type)
-    for start in range(0, hidden.shape[0], step):
-        rows = slice(start, start + step)
-        inputs, label, share = hidden[rows].to(weight.dtype), labels[rows, None], row_weights[rows]
-        probabilities = (inputs @ weight.T).to(accumulate)
-        chosen = probabilities.gather(1, label).squeeze(1)
-        largest = probabilities.amax(1, keepdim=True)
-        mass = probabilities.sub_(largest).exp_().sum(1)
-        total += ((largest.squeeze(1) + mass.log() - chosen) * share).sum(dtype=torch.float64)
-        if not (needs_hidden or needs_weight):
-            continue
-        gradient = (
-            probabilities.mul_((share / mass)[:, None])
-            .scatter_add_(1, label, -share[:, None])
-            .to(weight.dtype)
-        )
-        if needs_hidden:
-            grad_hidden[rows] = gradient @ weight
-        if needs_weight:
-            grad_weight += gradient.T @ inputs
-    return total.to(accumulate), (grad_hidden, grad_weight)
+    options: Options,
+    needs: tuple[bool, bool],
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """Sums of loss, entropy and z, and the gradients that are needed, chunk by chunk in a fixed order."""
+    pass_over = _torch_rows if options.implementation == "torch" else _triton_rows
+    totals = tuple(torch.zeros((), dtype=torch.float64, device=hidden.device) for _ in range(3))
+    grad_hidden = torch.empty_like(hidden) if needs[0] else None
+    grad_weight = (
+        torch.zeros(weight.shape, dtype=row_weights.dtype, device=weight.device) if needs[1] else None
+    )
+    # one buffer for all chunks: fresh memory of this size costs more than the exponentials put into it
+    shape = (
+        options.rows if options.with_entropy and options.implementation == "torch" else 0,
+        weight.shape[0],
+    )
+    scratch = torch.empty(shape, dtype=row_weights.dtype, device=weight.device)
+    for start in range(0, hidden.shape[0], options.rows):
+        rows = slice(start, start + options.rows)
+        inputs = hidden[rows].to(weight.dtype)
+        given = (inputs @ weight.T, labels[rows], row_weights[rows], scratch)
+        found = pass_over(*given, options, any(needs))
+        for total, part in zip(totals, found[:3], strict=True):
+            total += part
+        if needs[0]:
+            grad_hidden[rows] = found.gradient @ weight
+        if needs[1]:
+            grad_weight += found.gradient.T @ inputs
+        del given, found  # their chunk goes before the next one comes
+    return totals, (grad_hidden, grad_weight)
+
+
+def _torch_rows(
+    logits: Tensor, labels: Tensor, share: Tensor, scratch: Tensor, options: Options, graded: bool
+) -> RowSums:
+    """The row pass in plain torch, over the logits' own memory where they are in the accumulator's dtype."""
+    none = torch.zeros((), dtype=torch.float64, device=logits.device)
+    shifted, label = logits.to(share.dtype), labels[:, None]
+    chosen = shifted.gather(1, label).squeeze(1)
+    largest = shifted.amax(1, keepdim=True)
+    shifted.sub_(largest)
+    exponentials = torch.exp(shifted, out=scratch[: len(shifted)] if options.with_entropy else shifted)
+    mass = exponentials.sum(1)
+    normaliser = largest.squeeze(1) + mass.log()
+    loss, entropy, z, scale = ((normaliser - chosen) * share).sum(dtype=torch.float64), none, none, share
+    if options.with_entropy:
+        moment = shifted.mul_(exponentials).sum(1)
+        entropies = (mass.log() - moment / mass).clamp(0, math.log(logits.shape[1]))
+        entropy = (entropies * share).sum(dtype=torch.float64)
+    if options.z_loss:
+        z = (normaliser.square() * share).sum(dtype=torch.float64)
+        loss, scale = loss + options.z_loss * z, share * (1 + 2 * options.z_loss * normaliser)
+    if not graded:
+        return RowSums(loss, entropy, z, None)
+    gradient = exponentials.mul_((scale / mass)[:, None]).scatter_add_(1, label, -share[:, None])
+    return RowSums(loss, entropy, z, gradient.to(logits.dtype))
+
+
+def _triton_rows(
+    logits: Tensor, labels: Tensor, share: Tensor, _: Tensor, options: Options, graded: bool
+) -> RowSums:
+    from kernels.linear_cross_entropy_triton import launch_rows
+
+    nll, entropy, normaliser = launch_rows(logits, labels, share, options.z_loss, graded)
+    parts = (nll * share, entropy * share, normaliser.square() * share)
+    loss, entropy, z = (each.sum(dtype=torch.float64) for each in parts)
+    return RowSums(loss + options.z_loss * z, entropy, z, logits if graded else None)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config.gguf import GGUFConfig
+from utils.pipeline.errors import ConfigError
 from utils.pipeline.stage import Stage, run_stage
 
 METRICS = ("bytes", "mean_kl", "p99_kl", "top1_agreement", "perplexity", "checkpoint_perplexity")
@@ -25,16 +26,19 @@ METRICS = ("bytes", "mean_kl", "p99_kl", "top1_agreement", "perplexity", "checkp
 def main(config: GGUFConfig, stage: Stage) -> dict:
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
+    from utils.export.checkpoint import read_config
     from utils.export.gguf_convert import convert
     from utils.export.gguf_verify import LlamaCpp
-    from utils.export.gguf_write import read_config
+    from utils.export.gguf_vocab import read_vocabulary
     from utils.models.load import load_model
     from utils.tokenizer.frozen import FrozenTokenizer
 
     model = stage.input("model")
+    refuse_obstacles(model.path)
     read_config(model.path)  # refuses what llama.cpp cannot express before anything is loaded
     tokenizer = FrozenTokenizer(model.path)
     encoder = ChatEncoder(ChatTemplate.load(model.file("chat_template.jinja")), tokenizer)
+    read_vocabulary(model.path, encoder.end_of_turn)  # likewise for the tokenizer
     evidence = gather_evidence(config, stage, load_model(model.path).eval(), encoder, tokenizer)
     llama = LlamaCpp(config.llama_timeout_seconds, config.threads)
     description = describe(config, stage, encoder, tokenizer)
@@ -53,6 +57,23 @@ def main(config: GGUFConfig, stage: Stage) -> dict:
         "max_logit_difference": report["gates"]["logits"]["max_logit_difference"],
         "files": {name: {key: found[key] for key in METRICS} for name, found in report["files"].items()},
     }
+
+
+def refuse_obstacles(folder: Path) -> None:
+    """ConfigError that names everything in the model that llama.cpp has no graph for."""
+    from transformers import AutoConfig
+
+    from utils.models.presets import gguf_obstacles
+
+    if not (folder / "config.json").is_file():
+        return
+    found = gguf_obstacles(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
+    if found:
+        raise ConfigError(
+            "\n  ".join([f"llama.cpp cannot express {folder.name}", *found]),
+            fix='train with "activation": "silu", or run the checkpoint as it is: '
+            f"python tools/chat.py --model {folder.as_posix()}",
+        )
 
 
 def gather_evidence(config: GGUFConfig, stage: Stage, checkpoint: Any, encoder: Any, tokenizer: Any) -> Any:
@@ -136,7 +157,7 @@ def write_cards(config: GGUFConfig, stage: Stage, report: dict, encoder: Any) ->
     """MODEL_CARD.md and the Modelfile of Ollama."""
     from utils.chat.conversation import Message
     from utils.export.card import CardFacts, gguf_card, modelfile, preferred_type, probe_messages
-    from utils.export.gguf_write import read_config
+    from utils.export.checkpoint import read_config
     from utils.pipeline.lineage import lineage_of
 
     model = stage.input("model")

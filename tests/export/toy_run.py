@@ -267,9 +267,9 @@ def _rows_writer(folder: Path, split: str) -> RowsWriter:
 
 
 def _write_rows(folder: Path, split: str, rows: list[dict]) -> None:
-    from utils.corpus.shards import ZstdLines
+    from utils.corpus.shards import CompressedLines
 
-    writer = ZstdLines(folder / f"{split}.rows.jsonl.zst")
+    writer = CompressedLines(folder / f"{split}.rows.jsonl.zst")
     for row in rows:
         writer.write(json.dumps(row, sort_keys=True).encode() + b"\n")
     writer.close()

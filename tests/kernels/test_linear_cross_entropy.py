@@ -1,8 +1,11 @@
 import math
+import weakref
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernels.linear_cross_entropy import chunk_rows, linear_cross_entropy, reference_linear_cross_entropy
 
@@ -115,3 +118,155 @@ def test_autocast_multiplies_in_bf16_and_returns_fp32_gradients():
 def test_chunk_rows_follow_the_device():
     assert chunk_rows(4096, 256, "cpu") == 256 and chunk_rows(4096, 16, "cpu") == 64
     assert chunk_rows(32768, 768, "cuda") == 8192
+
+
+def entropy_by_hand(hidden, weight, targets):
+    logits = (hidden @ weight.T).double()
+    return torch.distributions.Categorical(logits=logits).entropy()[targets != -100].sum()
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("ignored", ["none", "few", "some", "all"])
+@pytest.mark.parametrize("shape", SHAPES[:3] + [(70, 4099, 48)])
+def test_loss_entropy_z_and_gradients_equal_the_definition(shape, ignored, implementation, device):
+    given = [each.detach().to(device).requires_grad_() for each in problem(*shape)[:2]]
+    targets = problem(*shape, ignored)[2].to(device)
+    ours = linear_cross_entropy(
+        *given, targets, z_loss=1e-3, with_entropy=True, implementation=implementation
+    )
+    twin = reference_linear_cross_entropy(*given, targets, z_loss=1e-3)
+    for name in ("loss_sum", "entropy_sum", "z_sum", "count"):
+        torch.testing.assert_close(getattr(ours, name), getattr(twin, name), rtol=2e-6, atol=2e-5)
+    expected = entropy_by_hand(*given, targets)
+    torch.testing.assert_close(ours.entropy_sum.double(), expected, rtol=2e-6, atol=2e-5)
+    assert not ours.entropy_sum.requires_grad and not ours.z_sum.requires_grad
+    gradients = [torch.autograd.grad(each.loss_sum * 0.5, given) for each in (ours, twin)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_low_precision_row_kernels_agree(dtype, tolerance, device):
+    hidden, weight, targets = (each.to(device) for each in problem(37, 1031, 64))
+    hidden, weight = ((0.2 * each.detach()).to(dtype).requires_grad_() for each in (hidden, weight))
+    sums = [
+        linear_cross_entropy(hidden, weight, targets, with_entropy=True, implementation=each)
+        for each in ("torch", "triton")
+    ]
+    torch.testing.assert_close(sums[0].loss_sum, sums[1].loss_sum, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums[0].entropy_sum, sums[1].entropy_sum, rtol=1e-6, atol=0)
+    gradients = [torch.autograd.grad(each.loss_sum, (hidden, weight)) for each in sums]
+    for mine, theirs in zip(*gradients, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_without_gradients_only_the_sums_are_made(implementation, device):
+    given = [each.detach().to(device) for each in problem(37, 1031, 64)]
+    with torch.no_grad():
+        sums = linear_cross_entropy(*given, with_entropy=True, implementation=implementation)
+    torch.testing.assert_close(sums.loss_sum, reference_linear_cross_entropy(*given).loss_sum)
+
+
+def test_row_kernel_touches_nothing_but_its_rows(device):
+    from kernels.linear_cross_entropy_triton import launch_rows
+
+    wide = torch.full((5, 300), torch.nan, device=device)
+    wide[1:4, :123] = torch.randn(3, 123)
+    view, expected = wide[1:4, :123], wide[1:4, :123].softmax(1)
+    labels, shares = torch.tensor([0, 5, 122], device=device), torch.tensor([1.0, 0.0, 2.0], device=device)
+    nll, entropy, normaliser = launch_rows(view, labels, shares, 0.0, graded=True)
+    assert all(torch.isfinite(each).all() for each in (nll, entropy, normaliser))
+    torch.testing.assert_close(
+        view, shares[:, None] * (expected - torch.nn.functional.one_hot(labels, 123)), rtol=1e-5, atol=1e-6
+    )
+    wide[1:4, :123] = torch.nan
+    assert wide.isnan().all()
+
+
+def test_gradcheck_with_z_loss_in_double_precision():
+    hidden, weight, targets = problem(70, 7, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, z_loss=0.1, with_entropy=True).loss_sum,
+        (hidden, weight),
+    )
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_entropy_of_uniform_certain_and_extreme_logits(implementation, device):
+    def entropy(logits):
+        width = logits.shape[1]
+        eye, targets = (
+            torch.eye(width, device=device),
+            torch.zeros(len(logits), dtype=torch.long, device=device),
+        )
+        sums = linear_cross_entropy(
+            logits.to(device), eye, targets, with_entropy=True, implementation=implementation
+        )
+        assert torch.isfinite(sums.loss_sum)
+        return float(sums.entropy_sum) / len(logits)
+
+    assert entropy(torch.zeros(6, 50)) == pytest.approx(math.log(50), rel=1e-6)
+    assert entropy(torch.full((6, 50), -1e4)) == pytest.approx(math.log(50), rel=1e-6)
+    assert entropy(torch.zeros(6, 50).index_fill(1, torch.tensor([3]), 80.0)) == pytest.approx(0, abs=1e-6)
+    for scale in (1e-3, 1.0, 30.0, 1e4):
+        assert 0 <= entropy(scale * torch.randn(9, 77)) <= math.log(77) * (1 + 1e-6)
+
+
+def test_entropy_does_not_change_the_loss_or_its_gradient():
+    hidden, weight, targets = problem(300, 1031, 64, "few")
+    found = []
+    for with_entropy in (False, True):
+        sums = linear_cross_entropy(hidden, weight, targets, with_entropy=with_entropy)
+        found.append((sums.loss_sum, *torch.autograd.grad(sums.loss_sum, (hidden, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_chunk_bytes_bound_the_logits_and_change_nothing():
+    hidden, weight, targets = problem(300, 64, 16)
+    found = [
+        linear_cross_entropy(hidden, weight, targets, with_entropy=True, chunk_bytes=each)
+        for each in ("auto", 64 * 4 * 7, 1)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other.loss_sum, found[0].loss_sum, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other.entropy_sum, found[0].entropy_sum, rtol=1e-6, atol=0)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that storages made inside held at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self.known:
+                self._count(each.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        address, size = storage._cdata, storage.nbytes()
+        self.known.add(address)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone():
+            self.known.discard(address)
+            self.now -= size
+
+        weakref.finalize(storage, gone)
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_memory_is_bounded_by_three_chunks_and_the_gradients(with_entropy):
+    rows, vocab, width, chunk = 4096, 2048, 32, 128 * 2048 * 4
+    hidden, weight, targets = problem(rows, vocab, width, "none")
+    with LiveBytes() as live:
+        linear_cross_entropy(hidden, weight, targets, with_entropy=with_entropy, chunk_bytes=chunk)
+    bound = 3 * chunk + 4 * rows * width + 4 * vocab * width
+    small = 64 * rows  # labels, weights and sums of rows
+    assert live.peak <= bound + small < 4 * rows * vocab / 4

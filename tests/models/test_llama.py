@@ -96,3 +96,28 @@ def test_tokenizer_files_are_copied_byte_for_byte(tmp_path):
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(UpstreamError, match=r"holds no tokenizer.model and no tokenizer.json"):
         copy_tokenizer(tmp_path, tmp_path)
+
+
+def test_every_field_of_the_experts_reaches_mixtral():
+    shape = load_architecture("tiny_moe", REPOSITORY).model_copy(
+        update={"num_layers": 1, "hidden_size": 64, "num_heads": 1, "num_kv_heads": 1, "ffn_size": 32}
+    )
+
+    def built(**changes):
+        return build_llama(
+            shape.model_copy(update={"moe": shape.moe.model_copy(update=changes)}), 64, SPECIALS
+        )
+
+    model = built()
+    assert type(model).__name__ == "MixtralForCausalLM" and model.config.head_dim == 64
+    assert model.get_input_embeddings().padding_idx is None
+    initialise(model, shape, seed=0)
+    assert float(model.model.layers[0].mlp.experts.down_proj.detach().std()) == pytest.approx(
+        0.02 / 2**0.5, rel=0.05
+    )
+    assert built(num_experts=4).model.layers[0].mlp.gate.weight.shape == (4, 64)
+    other, ids = built(experts_per_token=3), torch.arange(12)[None]
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(model(input_ids=ids).logits, other(input_ids=ids).logits, atol=1e-6)
+    config = built(balance_coefficient=0.5, z_coefficient=0.25).config
+    assert (config.router_aux_loss_coef, config.router_z_loss_coef) == (0.5, 0.25)

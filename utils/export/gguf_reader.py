@@ -16,9 +16,9 @@ import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, get_tensor_name_map
 from gguf.quants import dequantize
 
+from utils.export.checkpoint import CheckpointTensors, read_config
 from utils.export.gguf_quantize import read_keys
 from utils.export.gguf_vocab import pad_to_rows, read_vocabulary
-from utils.export.gguf_write import CheckpointTensors, read_config
 from utils.pipeline.errors import StageError
 
 STORED_ERROR = {  # largest |stored - value| in units of the largest value of its block or of the value itself
@@ -73,6 +73,9 @@ def _compare_keys(path: Path, config: dict, keys: dict) -> None:
         "llama.rope.freq_base": np.float32(config["rope_parameters"]["rope_theta"]),
         "llama.attention.layer_norm_rms_epsilon": np.float32(config["rms_norm_eps"]),
     }
+    if config.get("num_local_experts"):
+        expected["llama.expert_count"] = config["num_local_experts"]
+        expected["llama.expert_used_count"] = config["num_experts_per_tok"]
     for key, value in expected.items():
         require(keys.get(key) == value, f"{path.name}: {key} is {keys.get(key)}, config.json says {value}")
 

@@ -12,18 +12,13 @@ process aborts).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import TokenType
 
 from utils.pipeline.errors import ConfigError, UpstreamError
-
-MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-TRAINER_SPEC, NORMALIZER_SPEC = 2, 3  # field numbers of sentencepiece_model.proto
-MODEL_TYPE, BYTE_FALLBACK = 3, 35
-RULE_NAME, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 1, 3, 4
+from utils.pipeline.tokenizer_model import ModelSettings, model_settings
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ def read_vocabulary(folder: Path, end_of_turn: str) -> Vocabulary:
             fix="convert a model whose tokenizer was trained by stage 30 with recipe llama_bpe",
         )
     model = SentencePieceProcessor(model_file=str(path))
-    fields = _specs(path.read_bytes())
-    _refuse_foreign_recipes(model, fields)
+    settings = model_settings(path.read_bytes())
+    _refuse_foreign_recipes(model, settings)
     size = model.get_piece_size()
     end_of_turn_id = model.piece_to_id(end_of_turn)
     return Vocabulary(
@@ -68,7 +63,7 @@ def read_vocabulary(folder: Path, end_of_turn: str) -> Vocabulary:
         unk=model.unk_id(),
         pad=model.pad_id(),
         eot=end_of_turn_id if end_of_turn_id != model.unk_id() else -1,
-        add_space_prefix=bool(fields.get((NORMALIZER_SPEC, ADD_DUMMY_PREFIX), 1)),
+        add_space_prefix=settings.add_dummy_prefix,
     )
 
 
@@ -102,61 +97,19 @@ def _token_type(model, piece_id: int) -> TokenType:
     return TokenType.NORMAL
 
 
-def _refuse_foreign_recipes(model, fields: dict[tuple[int, int], int | bytes]) -> None:
-    kind = MODEL_TYPES.get(int(fields.get((TRAINER_SPEC, MODEL_TYPE), 1)), "unknown")
-    rule = bytes(fields.get((NORMALIZER_SPEC, RULE_NAME), b"")).decode("utf-8", "replace")
+def _refuse_foreign_recipes(model, settings: ModelSettings) -> None:
     byte_pieces = sum(model.is_byte(i) for i in range(model.get_piece_size()))
     problem = ""
-    if kind != "bpe":
-        problem = f"its model type is {kind}, llama.cpp needs bpe"
-    elif byte_pieces != 256 or not fields.get((TRAINER_SPEC, BYTE_FALLBACK), 0):
+    if settings.kind != "bpe":
+        problem = f"its model type is {settings.kind}, llama.cpp needs bpe"
+    elif byte_pieces != 256 or not settings.byte_fallback:
         problem = f"it has {byte_pieces} of the 256 byte pieces, without which llama.cpp aborts"
-    elif rule not in ("", "identity"):
-        problem = f"its normaliser is {rule}, llama.cpp has none"
-    elif fields.get((NORMALIZER_SPEC, REMOVE_EXTRA_WHITESPACES), 1):
+    elif settings.normaliser != "identity":
+        problem = f"its normaliser is {settings.normaliser}, llama.cpp has none"
+    elif settings.remove_extra_whitespaces:
         problem = "it removes extra blanks, llama.cpp keeps them"
     if problem:
         raise ConfigError(
             f"tokenizer.model cannot be written to GGUF: {problem}",
             fix='train the tokenizer with stage 30, "recipe": "llama_bpe"',
         )
-
-
-def _specs(serialized: bytes) -> dict[tuple[int, int], int | bytes]:
-    """Scalar fields of trainer and normaliser spec by (spec, field) number.
-
-    Read from the wire format, so that no protobuf package is needed: it is here only by way of other
-    packages.
-    """
-    found: dict[tuple[int, int], int | bytes] = {}
-    for spec, body in _wire_fields(serialized):
-        if spec in (TRAINER_SPEC, NORMALIZER_SPEC) and isinstance(body, bytes):
-            found.update({(spec, number): value for number, value in _wire_fields(body)})
-    return found
-
-
-def _wire_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        if wire_type == 2:
-            length, position = _varint(data, position)
-        else:
-            length = 4 if wire_type == 5 else 8
-        yield number, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position

@@ -1,5 +1,5 @@
 """
-Write a Llama checkpoint as one GGUF file, tensor by tensor.
+Write a Llama, Mixtral or VesperLM (SiLU) checkpoint as one GGUF file, tensor by tensor.
 
 The file says everything that llama.cpp needs, read from config.json and tokenizer.model and never from
 defaults. Query and key rows are re-ordered because Hugging Face rotates halves (i, i + d/2) and llama.cpp
@@ -10,7 +10,6 @@ rotates neighbours (2i, 2i + 1). Memory stays at one tensor: infos go first, dat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
+from utils.export.checkpoint import CheckpointTensors, read_config
 from utils.export.gguf_vocab import Vocabulary, pad_to_rows, read_vocabulary
 from utils.export.template_marks import chat_template_without_marks
-from utils.pipeline.errors import ConfigError, StageError
+from utils.pipeline.errors import StageError
 
 WRITTEN_TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
@@ -42,10 +42,19 @@ BLOCK_NAMES = {
     "self_attn.v_proj.weight": "attn_v.weight",
     "self_attn.o_proj.weight": "attn_output.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
+}
+FFN_NAMES = {
     "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
+EXPERT_NAMES = {
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "mlp.experts.gate_proj.weight": "ffn_gate_exps.weight",
+    "mlp.experts.up_proj.weight": "ffn_up_exps.weight",
+    "mlp.experts.down_proj.weight": "ffn_down_exps.weight",
+}
+KEPT_EXACT = "ffn_gate_inp.weight"  # the router: rounding it sends tokens to other experts
 
 
 @dataclass(frozen=True)
@@ -98,62 +107,6 @@ def write_gguf(folder: Path, target: Path, file_type: str, description: Descript
     return plan
 
 
-def read_config(folder: Path) -> dict:
-    """
-    The values that the model computes with, refused unless llama.cpp's llama graph computes the same
-    function.
-    """
-    from transformers import LlamaConfig
-
-    if not (folder / "config.json").is_file():
-        what = "an adapter" if (folder / "adapter_config.json").is_file() else "no model folder"
-        raise ConfigError(
-            f"{folder.name} is {what}: merge it first", fix="run stage 110 and convert its output"
-        )
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = LlamaConfig.from_dict(stored).to_dict()  # config.json leaves out what equals a class default
-    expressible_values = {
-        "architectures": (stored.get("architectures"), ["LlamaForCausalLM"]),
-        "hidden_act": (config["hidden_act"], "silu"),
-        "attention_bias": (config["attention_bias"], False),
-        "mlp_bias": (config["mlp_bias"], False),
-        "rope_parameters.rope_type": (config["rope_parameters"]["rope_type"], "default"),
-    }
-    for key, (found, expressible) in expressible_values.items():
-        if found != expressible:
-            raise ConfigError(
-                f"{folder.name}/config.json: {key} is {json.dumps(found)}; this writer converts "
-                f"{json.dumps(expressible)} only",
-                fix="run the checkpoint itself: python tools/chat.py --model " + folder.as_posix(),
-            )
-    return config
-
-
-class CheckpointTensors:
-    """
-    Lazy view of the safetensors files of a folder: shapes from the headers, one tensor in memory at a
-    time.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self.files = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            handle = safe_open(path, framework="pt")
-            for name in handle.offset_keys():
-                self.files[name] = handle
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
-        if not self.files:
-            raise ConfigError(
-                f"{folder} has no *.safetensors weights", fix="give a full or merged checkpoint folder"
-            )
-
-    def read(self, name: str) -> np.ndarray:
-        return self.files[name].get_tensor(name).float().numpy()
-
-
 def plan_tensors(config: dict, shapes: dict[str, tuple[int, ...]], file_type: str) -> list[PlannedTensor]:
     """Map every checkpoint tensor to exactly one GGUF tensor; StageError names leftovers and gaps."""
     sources = list(_expected_sources(config))
@@ -174,7 +127,7 @@ def plan_tensors(config: dict, shapes: dict[str, tuple[int, ...]], file_type: st
             name=name,
             shape=shapes[source],
             rotary_heads=heads.get(name.split(".")[-2], 0),
-            type=_tensor_type(shapes[source], WRITTEN_TYPES[file_type][0]),
+            type=_tensor_type(name, shapes[source], WRITTEN_TYPES[file_type][0]),
         )
         for source, name in sources
     ]
@@ -199,17 +152,18 @@ def encode(values: np.ndarray, tensor_type: GGMLQuantizationType) -> np.ndarray:
 
 
 def _expected_sources(config: dict) -> Iterator[tuple[str, str]]:
+    names = BLOCK_NAMES | (EXPERT_NAMES if config.get("num_local_experts") else FFN_NAMES)
     yield "model.embed_tokens.weight", TENSOR_NAMES["model.embed_tokens.weight"]
     for block in range(config["num_hidden_layers"]):
-        for source, name in BLOCK_NAMES.items():
+        for source, name in names.items():
             yield f"model.layers.{block}.{source}", f"blk.{block}.{name}"
     yield "model.norm.weight", TENSOR_NAMES["model.norm.weight"]
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", TENSOR_NAMES["lm_head.weight"]
 
 
-def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    if len(shape) == 1:
+def _tensor_type(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    if len(shape) == 1 or name.endswith(KEPT_EXACT):
         return GGMLQuantizationType.F32
     if wanted == GGMLQuantizationType.Q8_0 and shape[-1] % BLOCK_VALUES:
         return GGMLQuantizationType.F16
@@ -256,6 +210,9 @@ def _add_architecture(writer: GGUFWriter, config: dict, vocabulary_rows: int) ->
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_rope_scaling_type(RopeScalingType.NONE)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config.get("num_local_experts"):
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, chat_template: str) -> None:

@@ -78,6 +78,11 @@ def add_adapter(model: nn.Module, shape: LoRAShape, token_rows: Sequence[int] = 
     `token_rows` are embedding rows that are trained as well; a tied head follows them. ConfigError for a
     target that matches no linear layer.
     """
+    if getattr(model.config, "adapter", None):
+        raise ConfigError(
+            "the model has adapters of its own; two kinds may not be mixed",
+            fix='train it with "tuning": {"mode": "full"}',
+        )
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,

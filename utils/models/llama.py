@@ -1,6 +1,6 @@
 """
-LLaMA models from an architecture file: `transformers.LlamaForCausalLM`, unforked, with our own initial
-weights.
+LLaMA models from an architecture file: `transformers.LlamaForCausalLM`, with experts `MixtralForCausalLM`,
+unforked, with our own initial weights.
 
 Evaluation, PEFT, merging, GGUF and serving then work on it unchanged. The weights are drawn by one generator
 in the order of the parameters' names, so a seed means the same model on one process and on many.
@@ -15,46 +15,81 @@ import math
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from utils.config.architecture import Architecture
+from utils.config.architecture import Architecture, ExpertsConfig
 from utils.models.presets import initial_deviation
 
 
-def llama_config(architecture: Architecture, vocab_size: int, special_ids: dict[str, int]) -> LlamaConfig:
+def llama_config(
+    architecture: Architecture, vocab_size: int, special_ids: dict[str, int]
+) -> LlamaConfig | MixtralConfig:
     """
     The transformers config of an architecture; `special_ids` holds unk, bos, eos, pad (-1 or absent: none).
     """
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=vocab_size,
-        hidden_size=architecture.hidden_size,
-        intermediate_size=architecture.ffn_size,
-        num_hidden_layers=architecture.num_layers,
-        num_attention_heads=architecture.num_heads,
-        num_key_value_heads=architecture.num_kv_heads,
-        head_dim=architecture.head_dim,
-        max_position_embeddings=architecture.context_length_tokens,
-        rms_norm_eps=architecture.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
-        tie_word_embeddings=architecture.tie_embeddings,
-        initializer_range=initial_deviation(architecture),
-        dtype="float32",
-        **_special_token_ids(special_ids),
-    )
+    shared = shared_fields(architecture, vocab_size, special_ids)
+    if architecture.moe is None:
+        return LlamaConfig(architectures=["LlamaForCausalLM"], **shared)
+    return MixtralConfig(architectures=["MixtralForCausalLM"], **shared, **expert_fields(architecture.moe))
+
+
+def shared_fields(architecture: Architecture, vocab_size: int, special_ids: dict[str, int]) -> dict:
+    """What Llama, Mixtral and Vesper configs have in common."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.ffn_size,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_heads,
+        "num_key_value_heads": architecture.num_kv_heads,
+        "head_dim": architecture.head_dim,
+        "max_position_embeddings": architecture.context_length_tokens,
+        "rms_norm_eps": architecture.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "tie_word_embeddings": architecture.tie_embeddings,
+        "initializer_range": initial_deviation(architecture),
+        "dtype": "float32",
+        **special_token_ids(special_ids),
+    }
+
+
+def expert_fields(moe: ExpertsConfig) -> dict:
+    """The experts under Mixtral's names; the z coefficient, which Mixtral has not, rides along."""
+    return {
+        "num_local_experts": moe.num_experts,
+        "num_experts_per_tok": moe.experts_per_token,
+        "router_aux_loss_coef": moe.balance_coefficient,
+        "router_z_loss_coef": moe.z_coefficient,
+    }
 
 
 def build_llama(
     architecture: Architecture, vocab_size: int, special_ids: dict[str, int], attention: str = "sdpa"
-) -> LlamaForCausalLM:
+) -> LlamaForCausalLM | MixtralForCausalLM:
     """
     The model with weights as transformers leaves them; `initialise` draws ours. Works under the meta device
     too.
     """
-    config = llama_config(architecture, vocab_size, special_ids)
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention)
+    model_class = MixtralForCausalLM if architecture.moe else LlamaForCausalLM
+    return from_config(model_class, llama_config(architecture, vocab_size, special_ids), attention)
+
+
+def from_config(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, attention: str
+) -> PreTrainedModel:
+    """A model of `config` that generates greedily and whose padding row trains."""
+    model = model_class._from_config(config, attn_implementation=attention)
     trains_padding(model)
-    model.generation_config = GenerationConfig(do_sample=False, **_special_token_ids(special_ids))
+    special = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model.generation_config = GenerationConfig(do_sample=False, **special)
     return model
 
 
@@ -76,11 +111,12 @@ def initialise(model: nn.Module, architecture: Architecture, seed: int) -> None:
         if parameter.ndim < 2:
             parameter.fill_(1.0)
             continue
-        scale = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else deviation
+        scale = residual if name.removesuffix(".weight").endswith(("o_proj", "down_proj")) else deviation
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))
 
 
-def _special_token_ids(special_ids: dict[str, int]) -> dict[str, int | None]:
+def special_token_ids(special_ids: dict[str, int]) -> dict[str, int | None]:
+    """The ids as transformers names them, None for those that the tokenizer lacks."""
     found = {f"{name}_token_id": special_ids.get(name, -1) for name in ("bos", "eos", "pad")}
     return {key: value if value >= 0 else None for key, value in found.items()}
 

@@ -1,6 +1,8 @@
 """
 Models between memory and disk: fp32 safetensors in transformers' own layout, tokenizer files byte for byte.
+Importing this module teaches transformers' Auto classes to read VesperLM.
 
+    model = build_model(load_architecture("demo", workspace), vocab_size, special_ids)
     model = load_model(stage.input("base").path)
     save_model(model, stage.partial)
     copy_tokenizer(stage.input("tokenizer").path, stage.partial)
@@ -12,13 +14,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from utils.models.llama import trains_padding
+from utils.config.architecture import Architecture
+from utils.models.llama import build_llama, expert_fields, from_config, shared_fields, trains_padding
+from utils.models.vesper import VesperConfig, VesperForCausalLM
 from utils.pipeline.errors import UpstreamError
 
+AutoConfig.register("vesper", VesperConfig, exist_ok=True)
+AutoModelForCausalLM.register(VesperConfig, VesperForCausalLM, exist_ok=True)
+
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def build_model(
+    architecture: Architecture, vocab_size: int, special_ids: dict[str, int], attention: str = "sdpa"
+) -> PreTrainedModel:
+    """The model of an architecture, before `utils.models.llama.initialise` draws its weights."""
+    if architecture.family == "llama":
+        return build_llama(architecture, vocab_size, special_ids, attention)
+    config = VesperConfig(
+        architectures=["VesperForCausalLM"],
+        hidden_act=architecture.gate,
+        gamma=architecture.softplus_share,
+        **shared_fields(architecture, vocab_size, special_ids),
+        **(expert_fields(architecture.moe) if architecture.moe else {}),
+    )
+    return from_config(VesperForCausalLM, config, attention)
 
 
 def load_model(folder: Path, attention: str = "sdpa") -> PreTrainedModel:

@@ -9,10 +9,11 @@ Imports no torch, so a plan can be printed in a blink.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.config.adapter import AdapterConfig
 from utils.config.architecture import Architecture
 from utils.config.pretrain import PretrainConfig
 from utils.pipeline.config import load_config
@@ -26,10 +27,14 @@ REFERENCE_BATCH_TOKENS = 32_768
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a model with its vocabulary; `body` is everything but embedding and head."""
+    """
+    Parameters of a model with its vocabulary. `body` is everything but embedding and head, `active` the part
+    of the body that a token meets: all of it without experts.
+    """
 
     total: int
     body: int
+    active: int
 
 
 def load_architecture(name: str, workspace: Workspace) -> Architecture:
@@ -38,24 +43,52 @@ def load_architecture(name: str, workspace: Workspace) -> Architecture:
 
 
 def count_parameters(architecture: Architecture, vocab_size: int) -> ParameterCount:
-    """body = L (2 d a + 2 d k + 3 d f + 2 d) + d; embedding V d, and once more for a head of its own."""
-    width, ffn = architecture.hidden_size, architecture.ffn_size
+    """
+    body = L (2 d a + 2 d k + 3 d f + 2 d) + d; embedding V d, and once more for a head of its own. With E
+    experts 3 d f becomes E 3 d f + E d.
+    """
+    width, moe = architecture.hidden_size, architecture.moe
     attention = architecture.num_heads * architecture.head_dim
     keys = architecture.num_kv_heads * architecture.head_dim
-    layer = 2 * width * attention + 2 * width * keys + 3 * width * ffn + 2 * width
-    body = architecture.num_layers * layer + width
+    rest, ffn = 2 * width * (attention + keys + 1), 3 * width * architecture.ffn_size
+    router, experts, met = (
+        (moe.num_experts * width, moe.num_experts, moe.experts_per_token) if moe else (0, 1, 1)
+    )
+    body, active = (
+        architecture.num_layers * (rest + router + count * ffn) + width for count in (experts, met)
+    )
+    extra = adapter_parameters(architecture)
+    body, active = body + extra, active + extra
     tables = 1 if architecture.tie_embeddings else 2
-    return ParameterCount(body + tables * vocab_size * width, body)
+    return ParameterCount(body + tables * vocab_size * width, body, active)
 
 
-def flops_per_token(architecture: Architecture, vocab_size: int, sequence_length: int) -> float:
-    """
-    Forward and backward: 6 per weight that multiplies a token (the head, not the lookup), 12 L a T for
-    attention.
-    """
-    multiplied = count_parameters(architecture, vocab_size).body + vocab_size * architecture.hidden_size
+def adapter_parameters(architecture: Architecture) -> int:
+    """Parameters of the adapters: r m for B on m outputs, and for dense r n for A on n inputs."""
+    adapter, width, ffn = architecture.adapter, architecture.hidden_size, architecture.ffn_size
+    if adapter is None:
+        return 0
     attention = architecture.num_heads * architecture.head_dim
-    return 6 * multiplied + 12 * architecture.num_layers * attention * sequence_length
+    keys = architecture.num_kv_heads * architecture.head_dim
+    sides = {"q_proj": (width, attention), "k_proj": (width, keys), "v_proj": (width, keys)}
+    sides |= {"o_proj": (attention, width), "gate_proj": (width, ffn), "up_proj": (width, ffn)}
+    sides["down_proj"] = (ffn, width)
+    chosen = [sides[name] for name in set(adapter.targets) & sides.keys()]
+    dense = adapter.kind == "dense"
+    return architecture.num_layers * adapter.num_ranks * sum(m + (n if dense else 0) for n, m in chosen)
+
+
+def flops_per_token(
+    architecture: Architecture, vocab_size: int, sequence_length: int, causal: bool = False
+) -> float:
+    """
+    Forward and backward: 6 per weight that multiplies a token (the head, not the lookup; the experts it
+    meets), 12 L a T for attention, half of that when `causal` leaves out what the mask hides.
+    """
+    multiplied = count_parameters(architecture, vocab_size).active + vocab_size * architecture.hidden_size
+    attention = architecture.num_heads * architecture.head_dim
+    scores = (6 if causal else 12) * architecture.num_layers * attention * sequence_length
+    return 6 * multiplied + scores
 
 
 def quantizes_to_k(architecture: Architecture) -> bool:
@@ -92,7 +125,7 @@ def auto_batch_tokens(total: int) -> int:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The arithmetic of a run, resolved."""
+    """The arithmetic of a run, resolved; `rules` says how each "auto" and the budget became a number."""
 
     steps: int
     batch_rows: int
@@ -100,6 +133,7 @@ class TrainingPlan:
     learning_rate: float
     parameters: ParameterCount
     dataset_rows: int
+    rules: tuple[str, ...] = ()
 
     @property
     def batch_tokens(self) -> int:
@@ -145,25 +179,40 @@ def plan_training(
     """
     row_tokens = _row_tokens(architecture, config.model, {length for _, length in datasets})
     parameters = count_parameters(architecture, vocab_size)
-    auto = config.global_batch_tokens == "auto"
-    wanted = auto_batch_tokens(parameters.total) if auto else config.global_batch_tokens
+    rows = sum(count for count, _ in datasets)
+    wanted, batch_rule = _batch_tokens(config, parameters)
     if wanted < row_tokens:
         raise ConfigError(f'"global_batch_tokens": {wanted:,} is less than one row of {row_tokens:,} tokens')
     batch_rows = round(wanted / row_tokens)
-    rows = sum(count for count, _ in datasets)
-    tokens = (
-        config.budget.value
-        * {
-            "tokens": 1,
-            "steps": batch_rows * row_tokens,
-            "epochs": rows * row_tokens,
-            "tokens_per_parameter": parameters.total,
-        }[config.budget.unit]
+    step_tokens = batch_rows * row_tokens
+    unit, units = config.budget.unit, {"tokens": 1, "steps": step_tokens, "epochs": rows * row_tokens}
+    size = (units | {"tokens_per_parameter": parameters.total})[unit]
+    tokens = config.budget.value * size
+    steps = max(1, math.ceil(tokens / step_tokens))
+    peak, rate_rule = _learning_rate(config, parameters)
+    rules = (
+        f"global_batch_tokens = {batch_rule} -> {batch_rows} rows x {row_tokens} = {step_tokens:,}",
+        f"tokens = {config.budget.value:,g} {unit} x {size:,} = {tokens:,.0f}",
+        f"steps = ceil({tokens:,.0f} / {step_tokens:,}) = {steps:,}",
+        f"learning_rate = {rate_rule} = {peak:.3g}",
     )
-    steps = max(1, math.ceil(tokens / (batch_rows * row_tokens)))
+    return TrainingPlan(steps, batch_rows, row_tokens, peak, parameters, rows, rules)
+
+
+def _batch_tokens(config: PretrainConfig, parameters: ParameterCount) -> tuple[int, str]:
+    asked = config.global_batch_tokens
+    if asked != "auto":
+        return asked, f"{asked:,}"
+    found = auto_batch_tokens(parameters.total)
+    rule = f"2^round(log2(32,768 sqrt({parameters.total:,} / 23e6))) within 2^13..2^19 = {found:,}"
+    return found, rule
+
+
+def _learning_rate(config: PretrainConfig, parameters: ParameterCount) -> tuple[float, str]:
     asked = config.optimizer.learning_rate
-    peak = auto_learning_rate(parameters.body) if asked == "auto" else asked
-    return TrainingPlan(steps, batch_rows, row_tokens, peak, parameters, rows)
+    if asked != "auto":
+        return asked, "as configured"
+    return auto_learning_rate(parameters.body), f"0.003239 - 0.0001395 ln({parameters.body:,})"
 
 
 def _row_tokens(architecture: Architecture, name: str, lengths: set[int]) -> int:
@@ -182,15 +231,54 @@ def _row_tokens(architecture: Architecture, name: str, lengths: set[int]) -> int
 
 
 def describe_model(name: str, architecture: Architecture, vocab_size: int, sequence_length: int) -> str:
-    """The model as one line: counts, tying, cost, and what a GGUF of it can be quantised to."""
+    """The model as one line: counts, tying and cost."""
     count = count_parameters(architecture, vocab_size)
-    flops = flops_per_token(architecture, vocab_size, sequence_length)
-    quants = "K-quants: yes" if quantizes_to_k(architecture) else "K-quants: no (rows are no multiple of 256)"
-    return (
-        f"{name}: {count.total:,} parameters ({count.body:,} without embeddings), "
-        f"{'tied' if architecture.tie_embeddings else 'untied'}, vocabulary {vocab_size:,}, "
-        f"{flops / 1e6:.1f} MFLOP/token; GGUF: yes, {quants}"
+    flops, causal = (
+        flops_per_token(architecture, vocab_size, sequence_length, causal) / 1e6 for causal in (False, True)
     )
+    active = f", {count.active:,} of them active per token" if architecture.moe else ""
+    return (
+        f"{name}: {count.total:,} parameters ({count.body:,} without embeddings{active}), "
+        f"{'tied' if architecture.tie_embeddings else 'untied'}, vocabulary {vocab_size:,}, "
+        f"{flops:.1f} MFLOP/token ({causal:.1f} causal)"
+    )
+
+
+def gguf_obstacles(config: Mapping) -> list[str]:
+    """
+    Why llama.cpp cannot compute this model, one line per cause; empty when a GGUF of it is possible.
+
+    `config` is what `config.json` of the checkpoint says (`obstacle_view` makes one of an architecture).
+    """
+    found = []
+    gate, gamma = config.get("hidden_act", "silu"), config.get("gamma", 0.0)
+    if gate != "silu":
+        share = f" (gamma {gamma:g})" if gate == "era" else ""
+        found.append(f"activation {gate}{share}: llama.cpp's llama graph computes SiLU only")
+    if config.get("adapter"):
+        adapter = AdapterConfig.model_validate(config["adapter"])
+        active, ranks = adapter.num_active_ranks, adapter.num_ranks
+        found.append(
+            f"adapter fly, {active} of {ranks} ranks: depends on the token, cannot be merged"
+            if active < ranks
+            else f"adapter {adapter.kind}, rank {ranks}: not merged into the weights"
+        )
+    return found
+
+
+def obstacle_view(architecture: Architecture) -> dict:
+    """The part of the checkpoint's config.json that decides about a GGUF."""
+    adapter = architecture.adapter and architecture.adapter.model_dump()
+    return {"hidden_act": architecture.gate, "gamma": architecture.softplus_share, "adapter": adapter}
+
+
+def describe_gguf(architecture: Architecture) -> str:
+    """What a GGUF of the model can be, or why there is none."""
+    if obstacles := gguf_obstacles(obstacle_view(architecture)):
+        return f"no GGUF: {'; '.join(obstacles)}"
+    if quantizes_to_k(architecture):
+        return "GGUF: yes, K-quants: yes"
+    return "GGUF: yes, as F16, Q8_0 or a type with blocks of 32; K-quants: no (rows are no multiple of 256)"
 
 
 def readable(count: float) -> str:
