@@ -22,15 +22,24 @@ from utils.pipeline.stage import Stage, run_stage
 
 
 def main(config: PretrainConfig, stage: Stage) -> dict:
-    from utils.models.llama import build_llama, initialise
-    from utils.models.presets import describe_model, expected_initial_loss, load_architecture, plan_training
+    from utils.models.llama import initialise
+    from utils.models.load import build_model
+    from utils.models.presets import (
+        describe_gguf,
+        describe_model,
+        expected_initial_loss,
+        flops_per_token,
+        load_architecture,
+        plan_training,
+    )
     from utils.optim.groups import build_optimizer, describe_groups
     from utils.optim.schedule import Schedule
     from utils.packing.mixture import mix_inputs, read_draws
     from utils.tokenizer.frozen import FrozenTokenizer
     from utils.training.examine import Examiner
     from utils.training.loop import Trainer
-    from utils.training.machine import Machine
+    from utils.training.loss import HeadOptions, NextTokenLoss
+    from utils.training.machine import Machine, store_parameters
     from utils.training.rng import seed_everything
     from utils.training.rows import MixtureRows
 
@@ -44,18 +53,28 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     )
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     stage.log("model", describe_model(config.model, architecture, tokenizer.vocab_size, plan.row_tokens))
+    stage.log("model", describe_gguf(architecture))
+    for rule in plan.rules:
+        stage.log("budget", rule)
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
 
-    model = build_llama(architecture, tokenizer.vocab_size, tokenizer.block["special_ids"])
+    model = build_model(architecture, tokenizer.vocab_size, tokenizer.block["special_ids"])
     initialise(model, architecture, config.seed)
+    if architecture.adapter:
+        model.adapt(architecture.adapter, config.seed)
     model.to(machine.device)
-    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate)
+    store_parameters(model, config.parameter_dtype, machine)
+    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     stage.log("optimizer", f"{config.optimizer.kind}, {describe_groups(optimizer)}")
 
     mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
+    names = [given.path.name for given in stage.inputs("data")]
+    stage.log("epochs", mixture.epochs_line(names, plan.steps))
     rows = MixtureRows(mixture, partial(read_draws, train))
-    trainer = Trainer(model, rows, optimizer, schedule, config, stage)
+    loss = NextTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
+    trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
     stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
+    trainer.measure_speed(flops_per_token(architecture, tokenizer.vocab_size, plan.row_tokens))
     examiner = Examiner(trainer, config, tokenizer, train, val)
 
     if not trainer.resume():

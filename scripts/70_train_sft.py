@@ -31,6 +31,7 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.training.conversations import TrainedTokenLoss
     from utils.training.examine_tuning import AnswerExaminer
     from utils.training.loop import Trainer
+    from utils.training.loss import HeadOptions
     from utils.training.machine import Machine
     from utils.training.rng import seed_everything
     from utils.training.tuning import check_context, check_layout, plan_tuning
@@ -52,9 +53,10 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     model = prepare_for_tuning(model, config.tuning, encoder.marker_ids).to(machine.device)
     trained, total = count_trainable(model)
     stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
-    rows = mixed_rows(config, stage, train, plan.batch_rows)
-    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate)
-    trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss=TrainedTokenLoss())
+    rows = mixed_rows(config, stage, train, plan)
+    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
+    loss = TrainedTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
+    trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
     stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = AnswerExaminer(trainer, batches, *held_out_questions(config, stage, encoder))
@@ -96,19 +98,21 @@ def open_rows(config: SFTConfig, stage: Stage, split: str) -> list[Any]:
         check_row_tokens(dataset.lengths, config.row_tokens, f"{given.path.name} ({split})")
         order = stage.generator(f"{given.role}.{split}").permutation(dataset.num_documents)
         plan = plan_best_fit(dataset.lengths, config.row_tokens, order)
-        opened.append(PackedConversations(dataset, plan, config.row_tokens, pad=max(dataset.special.pad, 0)))
+        opened.append(PackedConversations(dataset, plan, config.row_tokens, pad=dataset.special.padding))
     return opened
 
 
-def mixed_rows(config: SFTConfig, stage: Stage, train: list[Any], batch_rows: int) -> Any:
-    """The row order of the run."""
+def mixed_rows(config: SFTConfig, stage: Stage, train: list[Any], plan: Any) -> Any:
+    """The row order of the run, and how often it will read each dataset."""
     from functools import partial
 
     from utils.packing.mixture import mix_inputs
     from utils.training.conversations import read_draws
     from utils.training.rows import MixtureRows
 
-    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, batch_rows)
+    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
+    names = [given.path.name for given in stage.inputs("data")]
+    stage.log("epochs", mixture.epochs_line(names, plan.steps))
     return MixtureRows(mixture, partial(read_draws, train))
 
 

@@ -58,11 +58,10 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
         cache_reference(stage, machine, model, {"train": train, "val": val})
     reference = cached_reference if config.reference == "cached" else adapter_off_reference
     loss = partial(dpo_loss, beta=config.beta, label_smoothing=config.label_smoothing)
-    rows = mixed_rows(config, stage, train, plan.batch_rows)
-    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate)
-    trainer = Trainer(
-        model, rows, optimizer, schedule, config, stage, loss=PreferenceObjective(loss, reference)
-    )
+    rows = mixed_rows(config, stage, train, plan)
+    optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
+    objective = PreferenceObjective(loss, reference, config.optimizer.follows_entropy)
+    trainer = Trainer(model, rows, optimizer, schedule, config, stage, objective)
     stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = PreferenceExaminer(trainer, batches, reference, partial(measure, loss=loss))
@@ -105,17 +104,19 @@ def open_rows(config: PreferencesConfig, stage: Stage, split: str) -> list[Any]:
         check_row_tokens(lengths, config.row_tokens, f"{given.path.name} ({split})")
         order = stage.generator(f"{given.role}.{split}").permutation(len(lengths))
         plan = plan_best_fit(lengths, config.row_tokens, order)
-        opened.append(PackedPairs(dataset, plan, config.row_tokens, pad=max(dataset.special.pad, 0)))
+        opened.append(PackedPairs(dataset, plan, config.row_tokens, pad=dataset.special.padding))
     return opened
 
 
-def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], batch_rows: int) -> Any:
-    """The row order of the run."""
+def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], plan: Any) -> Any:
+    """The row order of the run, and how often it will read each dataset."""
     from utils.packing.mixture import mix_inputs
     from utils.training.pairs import read_pair_draws
     from utils.training.rows import MixtureRows
 
-    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, batch_rows)
+    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
+    names = [given.path.name for given in stage.inputs("data")]
+    stage.log("epochs", mixture.epochs_line(names, plan.steps))
     return MixtureRows(mixture, partial(read_pair_draws, train))
 
 

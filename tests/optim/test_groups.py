@@ -1,8 +1,11 @@
+import pytest
 import torch
 from torch import nn
 
 from utils.config.training import OptimizerConfig
-from utils.optim.groups import build_optimizer, describe_groups, parameter_groups
+from utils.optim.groups import build_optimizer, describe_groups, parameter_groups, register_mask
+from utils.optim.velvet import Velvet
+from utils.pipeline.errors import ConfigError
 
 
 class Tied(nn.Module):
@@ -58,3 +61,30 @@ def test_fused_adamw_equals_the_written_equations():
 def test_groups_are_described():
     optimizer = build_optimizer(Tied(), OptimizerConfig(), 1e-3)
     assert describe_groups(optimizer) == "decay: 1 tensors, 16 parameters; no decay: 4 tensors, 52 parameters"
+
+
+class Headed(Tied):
+    def get_output_embeddings(self):
+        return self.head
+
+
+def test_kind_decides_the_optimizer_over_the_same_groups():
+    plain, ours = (
+        build_optimizer(Headed(), OptimizerConfig(kind=kind), 1e-3) for kind in ("adamw", "velvet")
+    )
+    assert isinstance(plain, torch.optim.AdamW) and isinstance(ours, Velvet)
+    assert describe_groups(plain) == describe_groups(ours)
+    assert [group["names"] for group in plain.param_groups] == [
+        ["dense.weight"],
+        ["dense.bias", "embed.weight", "norm.bias", "norm.weight"],
+    ]
+
+
+def test_adamw_refuses_what_it_would_ignore():
+    masked = Headed()
+    register_mask(masked.dense, "weight", torch.ones(4, 4, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="adamw knows nothing of the mask of dense.weight"):
+        build_optimizer(masked, OptimizerConfig(), 1e-3)
+    with pytest.raises(ConfigError, match="adamw knows nothing of fp32 masters"):
+        build_optimizer(Headed().to(torch.bfloat16), OptimizerConfig(), 1e-3)
+    assert isinstance(build_optimizer(masked, OptimizerConfig(kind="velvet"), 1e-3), Velvet)

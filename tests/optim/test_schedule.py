@@ -57,3 +57,10 @@ def test_a_one_step_run_has_a_schedule():
 def test_a_warmup_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="a warm-up of 90 and a decay of 30 do not fit into 100 steps"):
         Schedule.of(ScheduleConfig(warmup_steps=90, decay_fraction=0.3), 1.0, 100, 0.95)
+
+
+def test_a_longer_wsd_run_is_the_shorter_one_up_to_its_decay():
+    config = ScheduleConfig(kind="wsd", warmup_steps=WARMUP, decay_fraction=0.3)
+    short, long = (Schedule.of(config, PEAK, steps, 0.95) for steps in (100, 400))
+    assert [short(step) for step in range(71)] == [long(step) for step in range(71)]
+    assert short(71) < long(71)

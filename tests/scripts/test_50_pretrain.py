@@ -69,7 +69,7 @@ def pack(config: ToyPackConfig, stage: Stage) -> dict:
         names = [f"{split}{i}".encode().hex().zfill(32) for i in range(len(ids))]
         sizes = [len(document) for document in ids]
         packer = SplitPacker(stage.partial, split, layout, stage.journal(split), 0)
-        packer.append(EncodedBlock(np.concatenate(ids), sizes, sizes, names, ["questions"] * len(ids)))
+        packer.append(EncodedBlock(np.concatenate(ids), sizes, sizes, sizes, names, ["questions"] * len(ids)))
         packer.finish()
     return {}
 
@@ -115,6 +115,10 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
+def manifest_run(workspace: Workspace) -> dict:
+    return manifest(workspace.path("checkpoints/toy/base"))["run"]["rates"]
+
+
 @pytest.fixture
 def copy(workspace, tmp_path):
     """The workspace without its model, to build in."""
@@ -156,6 +160,8 @@ def test_the_log_prints_the_arithmetic(copy, capsys):
     assert run(copy, "50_pretrain", CONFIG | {"budget": {"unit": "steps", "value": 2}}) == 0
     out = capsys.readouterr().out
     assert "toy: 2" in out and "parameters (" in out and "tied, vocabulary 3" in out
+    assert "global_batch_tokens = 256 -> 8 rows x 32 = 256" in out and "steps = ceil(512 / 256) = 2" in out
+    assert "gemm_fraction 0." in out and 0 < manifest_run(copy)["gemm_fraction"] < 1
     assert "= 2 steps x 8 rows x 32;" in out and "peak lr 1.00e-02, wsd" in out
     assert "alignment, causality and isolation hold" in out and "decay: 7 tensors" in out
 

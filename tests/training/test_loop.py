@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,13 +91,14 @@ class Poisoned(NextTokenLoss):
     """A loss that is not a number in chosen steps of 4 rows."""
 
     def __init__(self, poisoned):
+        super().__init__()
         self.poisoned, self.calls = poisoned, 0
 
     def __call__(self, model, batch):
         self.calls += 1
         sums = super().__call__(model, batch)
         factor = math.nan if self.calls in self.poisoned else 1.0
-        return type(sums)(sums.loss_sum * factor, sums.count)
+        return replace(sums, loss_sum=sums.loss_sum * factor)
 
 
 def poisoned_trainer(config, stage, loss):

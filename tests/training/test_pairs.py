@@ -139,3 +139,27 @@ def test_drawn_rows_number_their_documents_through() -> None:
     torch.testing.assert_close(answer_logps(model, batch), torch.cat(expected), atol=1e-5, rtol=0)
     known = [packed[d].rows([r]).reference for d, r in zip(draws.dataset, draws.row, strict=True)]
     assert np.array_equal(batch.reference, np.concatenate(known))
+
+
+def test_signals_are_those_of_the_answers_tokens() -> None:
+    """What a following optimizer sees of pairs: nats and entropy of every trained token of both sides."""
+    model, packed = tiny_llama(), packed_of(5)
+    batch = packed.rows(range(packed.num_rows))
+    loss = partial(dpo_loss, beta=0.1)
+    sums = PreferenceObjective(loss, zero_reference, with_entropy=True)(model, batch)
+    logps = answer_logps(model, batch)
+    nll = entropy = count = 0.0
+    for i in range(packed.dataset.num_documents):
+        ids, trained = packed.dataset.document(i)
+        with torch.no_grad():
+            log_p = model(input_ids=torch.tensor(ids)[None]).logits[0].log_softmax(-1)
+        for t in (t for t in range(1, len(ids)) if trained[t]):
+            nll, count = nll - float(log_p[t - 1, ids[t]]), count + 1
+            entropy -= float((log_p[t - 1].exp() * log_p[t - 1]).sum())
+    assert float(sums.signals.nll_sum) == pytest.approx(nll, rel=1e-5) == -float(logps.sum().detach())
+    assert float(sums.signals.entropy_sum) == pytest.approx(entropy, rel=1e-5)
+    assert sums.signals.num_targets == count
+
+
+def zero_reference(model: torch.nn.Module, batch) -> torch.Tensor:
+    return torch.zeros(len(batch.index), 2, dtype=torch.float64)

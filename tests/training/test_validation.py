@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.training.toy_stage import ToyBatch
-from utils.training.validation import bits_per_byte, piece_bytes, spread_batches
+from utils.training.validation import bits_per_byte, spread_batches
 
 
 class Numbered:
@@ -19,11 +19,6 @@ class Numbered:
 @pytest.mark.parametrize(("tokens", "expected"), [(40, [0, 25, 50, 75]), (5, [0]), (10**9, list(range(100)))])
 def test_rows_are_spread_evenly_up_to_the_tokens_asked_for(tokens, expected):
     assert np.concatenate(list(spread_batches(Numbered(), tokens))).tolist() == expected
-
-
-def test_bytes_of_pieces():
-    pieces = ["<unk>", "<s>", "<0x41>", "\u2581the", "\u00e9", "<0xZ"]
-    assert piece_bytes(pieces, [0, 1, -1]).tolist() == [0, 0, 1, 4, 2, 4]
 
 
 def test_bits_per_byte_by_hand():

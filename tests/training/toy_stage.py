@@ -23,6 +23,7 @@ from utils.pipeline.errors import StageError
 from utils.pipeline.stage import Stage, execute
 from utils.pipeline.workspace import Workspace
 from utils.training.loop import Trainer
+from utils.training.loss import HeadOptions, NextTokenLoss
 from utils.training.rng import seed_everything
 
 STAGE = "50_pretrain"
@@ -116,9 +117,9 @@ def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
     seed_everything(config.seed)
     model = toy_model(config.seed, config.dropout)
     schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
-    return Trainer(
-        model, CountingRows(), build_optimizer(model, config.optimizer, 1e-2), schedule, config, stage
-    )
+    optimizer = build_optimizer(model, config.optimizer, 1e-2, config.kernels)
+    loss = NextTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
+    return Trainer(model, CountingRows(), optimizer, schedule, config, stage, loss)
 
 
 def main(config: ToyConfig, stage: Stage) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 from utils.chat.masks import ChatEncoder
 from utils.chat.prepare import Tally
 from utils.pipeline.stage import Stage
-from utils.pipeline.tokenizer_identity import TEMPLATE_FILE
+from utils.pipeline.tokenizer_files import TEMPLATE_FILE
 
 LENGTH_BIAS = 0.7
 

@@ -15,7 +15,6 @@ characters.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-BLANK = "\u2581"  # how SentencePiece spells a space
-BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 GGUF_NAMES = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
 
 
@@ -47,6 +44,9 @@ class PieceTokenizer(Protocol):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """How the ids are spelled in the vocabulary."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, none for control tokens."""
+
 
 class Engine(PieceTokenizer, Protocol):
     """A model with one running sequence."""
@@ -55,9 +55,6 @@ class Engine(PieceTokenizer, Protocol):
     """Longest sequence, prompt included."""
     stop_ids: frozenset[int]
     """Ids that end an answer: end of text and end of turn."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that a token stands for, none for control tokens."""
 
     def restart(self) -> None:
         """Forget the running sequence."""
@@ -129,12 +126,7 @@ class CheckpointEngine:
         return self.tokenizer.pieces(ids)
 
     def token_bytes(self, token_id: int) -> bytes:
-        piece = self.tokenizer.pieces([token_id])[0]
-        if token_id == self.tokenizer.special("unk") or self.tokenizer.special(piece) == token_id:
-            return b""
-        if BYTE_PIECE.fullmatch(piece):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(BLANK, " ").encode("utf-8")
+        return self.tokenizer.token_bytes(token_id)
 
     def restart(self) -> None:
         self._cache = None

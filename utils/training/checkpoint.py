@@ -112,6 +112,10 @@ class CheckpointStore:
         """All checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*"))
 
+    def newest_name(self) -> str:
+        """The folder that a rerun would continue from, for messages."""
+        return max((folder.name for folder in self.folders()), default="none")
+
     def of_step(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 

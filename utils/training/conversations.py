@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import IGNORED, LossSums
-from utils.training.loss import TOKENS, decoder_hidden, device_of, head_loss, next_token_targets
+from utils.training.loss import (
+    PLAIN_HEAD,
+    TOKENS,
+    HeadOptions,
+    decoder_hidden,
+    device_of,
+    head_loss,
+    next_token_targets,
+)
 
 
 class ConversationBatch(NamedTuple):
@@ -105,9 +113,12 @@ class TrainedTokenLoss:
 
     unit = TOKENS
 
+    def __init__(self, head: HeadOptions = PLAIN_HEAD) -> None:
+        self.head = head
+
     def weigh(self, batch: ConversationBatch) -> float:
         return float((trained_targets(batch)[1] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: ConversationBatch) -> LossSums:
         inputs, targets, position = trained_targets(batch, device_of(model))
-        return head_loss(model, decoder_hidden(model, inputs, position), targets)
+        return head_loss(model, decoder_hidden(model, inputs, position), targets, options=self.head)

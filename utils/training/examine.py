@@ -21,7 +21,7 @@ from utils.training.loop import Trainer
 from utils.training.loss import Batch
 from utils.training.samples import greedy_samples
 from utils.training.selftest import check_alignment, check_causality, check_initial_loss, check_isolation
-from utils.training.validation import RowReader, bits_per_byte, piece_bytes, spread_batches
+from utils.training.validation import RowReader, bits_per_byte, spread_batches
 
 COUNTED_TOKENS = 20_000_000
 SELF_TEST_ROWS = 4
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
 
     def encode_text(self, texts: list[str]) -> list[np.ndarray]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def pieces(self, ids: Sequence[int]) -> list[str]: ...
+    def token_bytes(self, index: int) -> bytes: ...
 
 
 class Examiner:
@@ -54,7 +54,7 @@ class Examiner:
             chain.from_iterable(spread_batches(split, config.eval_max_tokens) for split in val)
         )
         specials = tokenizer.block["special_ids"]
-        self._bytes = piece_bytes(tokenizer.pieces(range(tokenizer.vocab_size)), specials.values())
+        self._bytes = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.int64)
         self._start = [specials["bos"]] if specials["bos"] >= 0 else []
         self._end = specials["eos"]
         self._baselines = count_baselines(_all_rows(train), self._batches, tokenizer.vocab_size)

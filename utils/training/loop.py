@@ -23,17 +23,19 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from kernels.linear_cross_entropy import LossSums
+from kernels.linear_cross_entropy import LossSums, Signals
 from utils.config.training import TrainingConfig
-from utils.pipeline.errors import StageError, Stopped
+from utils.pipeline.errors import Stopped
 from utils.pipeline.stage import Stage
 from utils.training.checkpoint import STATE, CheckpointStore, Snapshot, fatal_load, read_snapshot, write_lines
-from utils.training.gradients import SMALLEST_WEIGHT, GradientStep
+from utils.training.gradients import SMALLEST_WEIGHT, GradientStep, SignalStep, Totals
 from utils.training.loss import Batch, LossModel, Objective, mean_loss, next_token_loss, sum_losses
-from utils.training.machine import Machine
+from utils.training.machine import Machine, after_step, kernels_of
 from utils.training.progress import Progress, StepReport
 from utils.training.rng import capture_rng, restore_rng
 from utils.training.rows import Rows, micro_batch_rows
+from utils.training.skips import Skips
+from utils.training.speed import speed_of
 from utils.training.state import (
     frozen_digest,
     load_model_tensors,
@@ -49,9 +51,10 @@ AUTO_INTERVALS = 20
 
 
 class Schedule(Protocol):
-    """The number of optimizer steps, and the learning rate of each, counted from 0."""
+    """The number of optimizer steps, how many of them warm up, and the learning rate of each, from 0."""
 
     steps: int
+    warmup_steps: int
 
     def __call__(self, step: int) -> float: ...
 
@@ -74,24 +77,21 @@ class Trainer:
         stage: Stage,
         loss: Objective = next_token_loss,
     ) -> None:
-        self.model, self.rows, self.optimizer, self.schedule, self.loss = (
-            model,
-            rows,
-            optimizer,
-            schedule,
-            loss,
-        )
-        self.config, self.stage = config, stage
+        self.model, self.rows, self.optimizer, self.schedule = model, rows, optimizer, schedule
+        self.config, self.stage, self.loss = config, stage, loss
         self.machine = Machine.of(config)
         self.step, self.tokens, self.best = 0, 0.0, {}
-        self.skipped = self.skipped_in_a_row = 0
         self.records: dict[str, list[dict]] = {"history": []}
         self.micro_rows = micro_batch_rows(config.micro_batch_rows, rows.batch_rows, self.machine.num_ranks)
         keeps_best = config.keep_best or config.publish == "best"
         self._store = CheckpointStore(stage, config.keep_last, keeps_best)
+        self.skips = Skips(
+            stage, config.max_consecutive_skips, self.machine.rank == 0, self._store.newest_name
+        )
         self._frozen = frozen_digest(model)
         wrapped = self.machine.wrap(LossModel(model, loss, self.machine.precision))
-        self._gradients = GradientStep(
+        step_of = SignalStep if config.optimizer.kind == "velvet" else GradientStep
+        self._gradients = step_of(
             wrapped,
             optimizer,
             trainable_parameters(model),
@@ -99,10 +99,17 @@ class Trainer:
             config.optimizer.max_gradient_norm,
             lambda: stage.stopping,
         )
+        self._kernels = (*self.machine.kernels, *kernels_of(model, config.kernels))
+        for kernel in (each for each in self._kernels if each.fell_back):
+            stage.log("warning", f"kernel {kernel.kernel}: torch instead of Triton ({kernel.reason})")
         self._progress = Progress(stage, config, schedule.steps, loss.unit)
         self._eval_every = _interval(config.eval_every_steps, schedule.steps)
         self._save_every = _interval(config.save_every_steps, schedule.steps)
         self._saved_at, self._save_now, self._stop_code = time.monotonic(), False, 0
+
+    def measure_speed(self, flops_per_token: float) -> None:
+        """From here on report tokens/s as shares of what this machine can do; takes a third of a second."""
+        self._progress.speed = speed_of(self.machine, flops_per_token)
 
     # the loop -----------------------------------------------------------------------------------------------
 
@@ -114,6 +121,7 @@ class Trainer:
             report = None if self._asked_to_stop() else self._take_step()
             if report is None:
                 self._leave(before)
+            self.skips.count(self.step, report.row["skipped"], before[0], self.records["history"])
             self._progress.report(report)
             yield self.step, report.loss
 
@@ -125,49 +133,38 @@ class Trainer:
         parts = self._gradients.accumulate(batches, weight)
         if parts is None:
             return None
-        loss, extras = self._totals(parts, weight)
+        totals = self._totals(parts, weight)
         learning_rate = self.schedule(self.step)
-        norm = self._gradients.update(loss, learning_rate)
+        update = self._gradients.update(totals, learning_rate, self.step < self.schedule.warmup_steps)
+        after_step(self.model)
         self.step, self.tokens = self.step + 1, self.tokens + weight
-        skipped = not math.isfinite(norm)
-        row = {"loss": loss, "lr": learning_rate, "grad_norm": norm}
-        row |= {"tokens": int(self.tokens), "skipped": skipped}
-        row = {name: value if math.isfinite(value) else None for name, value in (row | extras).items()}
+        row = {"loss": totals.loss, "lr": learning_rate, "grad_norm": update.norm}
+        row |= {"tokens": int(self.tokens), "skipped": not math.isfinite(update.norm)}
+        row |= update.numbers | totals.extras
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
         self.records["history"].append({"step": self.step} | row)
-        self._count_skips(skipped)
-        return StepReport(self.step, loss, row, weight, time.perf_counter() - started)
+        return StepReport(self.step, totals.loss, row, weight, time.perf_counter() - started)
 
-    def _totals(self, parts: list[LossSums], weight: float) -> tuple[float, dict[str, float]]:
+    def _totals(self, parts: list[LossSums], weight: float) -> Totals:
         """
-        Loss and extras over all processes; the same exchange carries who wants to stop and who wants to save.
+        Loss, extras and signals over all processes; the same exchange carries who wants to stop and who wants
+        to save.
         """
         names = sorted(parts[0].extras)
         local = [sum(float(part.loss_sum.detach()) for part in parts)]
         local += [sum(float(part.extras[name]) for part in parts) for name in names]
-        signals = [float(self.stage.stop_request.exit_code == code) for code in (75, 130)]
+        followed = [part.signals or Signals(math.nan, math.nan, math.nan) for part in parts]
+        local += [sum(map(float, column)) for column in zip(*followed, strict=True)]
+        wishes = [float(self.stage.stop_request.exit_code == code) for code in (75, 130)]
         overdue = time.monotonic() - self._saved_at > 60 * self.config.save_every_minutes
-        loss, *rest = self.machine.sum([*local, *signals, float(overdue and self.machine.rank == 0)])
-        *extras, terminated, interrupted, save = rest
+        loss, *rest = self.machine.sum([*local, *wishes, float(overdue and self.machine.rank == 0)])
+        *extras, nats, entropy, targets, terminated, interrupted, save = rest
         if self.machine.num_ranks > 1:
             self._stop_code = 130 if interrupted else 75 if terminated else 0
         self._save_now = self._save_now or bool(save)
         weight = max(weight, SMALLEST_WEIGHT)
-        return loss / weight, {name: value / weight for name, value in zip(names, extras, strict=True)}
-
-    def _count_skips(self, skipped: bool) -> None:
-        self.skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if skipped:
-            self.stage.log(
-                "skipped", f"step {self.step}: gradient not finite, weights unchanged", step=self.step
-            )
-        if self.skipped_in_a_row >= self.config.max_consecutive_skips:
-            good = max((folder.name for folder in self._store.folders()), default="none")
-            raise StageError(
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, "
-                f"the last one step {self.step}; the last good checkpoint is {good}",
-                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "fp32"',
-            )
+        means = {name: value / weight for name, value in zip(names, extras, strict=True)}
+        return Totals(loss / weight, means, Signals(nats, entropy, targets))
 
     # evaluation ---------------------------------------------------------------------------------------------
 
@@ -242,11 +239,12 @@ class Trainer:
         if self.machine.rank == 0:
             for name, rows in self.records.items():
                 write_lines(self.stage.partial / f"{name}.jsonl", rows)
+            self.stage.run_info(kernels={each.kernel: each.record() for each in self._kernels})
             self._progress.close()
         self.machine.barrier()
         losses = [row["loss"] for row in self.records["history"] if "loss" in row]
         best = {f"best_{name}": value for name, value in self.best.items()}
-        counts = {"steps": self.step, "trained_tokens": int(self.tokens), "skipped_steps": self.skipped}
+        counts = {"steps": self.step, "trained_tokens": int(self.tokens), "skipped_steps": self.skips.total}
         resolved = {"precision": self.machine.precision.name, "published": self.config.publish}
         return counts | resolved | {"final_train_loss": losses[-1]} | best
 
@@ -265,12 +263,8 @@ class Trainer:
         self._saved_at, self._save_now = time.monotonic(), False
 
     def _state(self) -> dict:
-        counters = {
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
+        return self.skips.state() | {
             "micro_rows": self.micro_rows,
-        }
-        return counters | {
             "frozen": self._frozen,
             "precision": self.machine.precision.name,
             "ranks": self.machine.num_ranks,
@@ -284,13 +278,9 @@ class Trainer:
         load_model_tensors(self.model, snapshot.model)
         load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
         self.rows.restore(snapshot.cursor)
-        self.step, self.tokens, self.best, self.records = (
-            snapshot.step,
-            float(snapshot.tokens),
-            snapshot.best,
-            snapshot.records,
-        )
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.step, self.tokens = snapshot.step, float(snapshot.tokens)
+        self.best, self.records = snapshot.best, snapshot.records
+        self.skips.restore(state)
         if self.config.micro_batch_rows == "auto" and state["ranks"] == self.machine.num_ranks:
             self.micro_rows = state["micro_rows"]
         if self.machine.rank < len(snapshot.rng):

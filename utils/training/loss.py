@@ -10,15 +10,20 @@ the last T. Nothing here hands `labels` to a transformers model, whose loss woul
 B rows, T input tokens, D width.
 """
 
+import math
 from collections.abc import Iterable
-from typing import Protocol
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.linear_cross_entropy import IGNORED, LossSums, linear_cross_entropy
+from kernels.linear_cross_entropy import IGNORED, LossSums, Signals, linear_cross_entropy, row_entropy
+from kernels.resolution import Asked
 from utils.training.precision import FP32, Precision
+from utils.training.routing import add_routing, has_routers, recorded_routing
 
 
 class Batch(Protocol):
@@ -60,17 +65,30 @@ def next_token_targets(batch: Batch, device: torch.device | str = "cpu") -> tupl
     return tokens[:, :-1], targets, position[:, :-1]
 
 
+class HeadOptions(NamedTuple):
+    """Whether the head also sums the entropy of its predictions, and which form of the kernel it uses."""
+
+    with_entropy: bool = False
+    kernel: Asked = "auto"
+
+
+PLAIN_HEAD = HeadOptions()
+
+
 class NextTokenLoss:
     """Cross-entropy of every target inside a document."""
 
     unit = TOKENS
+
+    def __init__(self, head: HeadOptions = PLAIN_HEAD) -> None:
+        self.head = head
 
     def weigh(self, batch: Batch) -> float:
         return float((next_token_targets(batch)[1] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
         inputs, targets, position = next_token_targets(batch, device_of(model))
-        return head_loss(model, decoder_hidden(model, inputs, position), targets)
+        return head_loss(model, decoder_hidden(model, inputs, position), targets, options=self.head)
 
 
 next_token_loss = NextTokenLoss()
@@ -85,37 +103,74 @@ def decoder_hidden(model: nn.Module, inputs_BT: Tensor, position_BT: Tensor) -> 
 
 
 def head_loss(
-    model: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor, weights_BT: Tensor | None = None
+    model: nn.Module,
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    weights_BT: Tensor | None = None,
+    options: HeadOptions = PLAIN_HEAD,
 ) -> LossSums:
     """
-    Sums of w * nll and w over the targets that are not -100; the chunked loss wherever the head is a plain
-    matrix.
+    Sums of w * nll and w over the targets that are not -100, and the same as signals; the chunked loss
+    wherever the head is a plain matrix.
     """
     head = _causal_model(model).get_output_embeddings()
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     weights_N = None if weights_BT is None else weights_BT.flatten()
     if type(head) is nn.Linear and head.bias is None:
-        return linear_cross_entropy(hidden_ND, head.weight, targets_N, weights_N)
+        sums = linear_cross_entropy(
+            hidden_ND,
+            head.weight,
+            targets_N,
+            weights_N,
+            with_entropy=options.with_entropy,
+            implementation=options.kernel,
+        )
+    else:
+        sums = _loss_of_all_logits(head, hidden_ND, targets_N, weights_N, options.with_entropy)
+    entropy_sum = math.nan if sums.entropy_sum is None else sums.entropy_sum
+    return replace(sums, signals=Signals(sums.loss_sum.detach(), entropy_sum, sums.count))
+
+
+def _loss_of_all_logits(
+    head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None, with_entropy: bool
+) -> LossSums:
+    """The same sums for a head that is more than a matrix."""
     scored = targets_N != IGNORED
-    nll = F.cross_entropy(head(hidden_ND[scored]).float(), targets_N[scored], reduction="none")
+    logits = head(hidden_ND[scored]).float()
+    nll = F.cross_entropy(logits, targets_N[scored], reduction="none")
     weights = torch.ones_like(nll) if weights_N is None else weights_N[scored]
-    return LossSums((nll * weights).sum(), weights.sum(dtype=torch.float64))
+    entropy_sum = (row_entropy(logits) * weights).sum() if with_entropy else None
+    return LossSums((nll * weights).sum(), weights.sum(dtype=torch.float64), entropy_sum=entropy_sum)
 
 
 def token_nll(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, position_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each target [B, T] in fp32, 0 where it is -100; differentiable."""
+    return token_scores(model, inputs_BT, targets_BT, position_BT)[0]
+
+
+def token_scores(
+    model: nn.Module,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    position_BT: Tensor,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Signals]:
+    """token_nll, and what the predictions of the scored targets say."""
     head = _causal_model(model).get_output_embeddings()
     scored = targets_BT != IGNORED
     logits = head(decoder_hidden(model, inputs_BT, position_BT)[scored]).float()
     nll = F.cross_entropy(logits, targets_BT[scored], reduction="none")
-    return torch.zeros(targets_BT.shape, device=nll.device).masked_scatter(scored, nll)
+    entropy_sum = row_entropy(logits).sum(dtype=torch.float64) if with_entropy else math.nan
+    signals = Signals(nll.detach().sum(dtype=torch.float64), entropy_sum, float(nll.numel()))
+    return torch.zeros(targets_BT.shape, device=nll.device).masked_scatter(scored, nll), signals
 
 
 class LossModel(nn.Module):
     """
     Model and objective as one module that returns scalars only: what is wrapped for several processes.
 
-    Mixed precision is a region inside it, so no wrapper ever copies logits.
+    Mixed precision is a region inside it, so no wrapper ever copies logits. While it trains, a model with
+    experts gets the terms that balance them (utils/training/routing.py).
     """
 
     def __init__(self, model: nn.Module, loss: Objective, precision: Precision) -> None:
@@ -124,7 +179,26 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> LossSums:
         with self.precision.autocast():
-            return self.loss(self.model, batch)
+            if not self.training or not self._watched():
+                return self.loss(self.model, batch)
+            return self._watch(batch)
+
+    def _watched(self) -> bool:
+        """Whether the model has a part that is told which tokens are real."""
+        causal_model = _causal_model(self.model)
+        return has_routers(causal_model.config) or hasattr(causal_model, "counting")
+
+    def _watch(self, batch: Batch) -> LossSums:
+        causal_model = _causal_model(self.model)
+        document = torch.as_tensor(batch.document, device=device_of(self.model))
+        real_BT = document[:, :-1] >= 0
+        counting = causal_model.counting(real_BT) if hasattr(causal_model, "counting") else nullcontext()
+        if not has_routers(causal_model.config):
+            with counting:
+                return self.loss(self.model, batch)
+        with counting, recorded_routing(causal_model.get_decoder()) as passes:
+            sums = self.loss(self.model, batch)
+        return add_routing(sums, passes, causal_model.config, real_BT.flatten())
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 """
-The machine under a training run: device, processes, threads and precision, settled once.
+The machine under a training run: device, processes, threads, precision and kernels, settled once.
 
     machine = Machine.of(config)
     model.to(machine.device)
@@ -11,15 +11,19 @@ Processes come from `accelerate launch`; without it there is one.
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
+from kernels import linear_cross_entropy, velvet_update
+from kernels.resolution import Asked, Resolution
 from utils.config.training import TrainingConfig
+from utils.pipeline.errors import ConfigError
 from utils.pipeline.ranks import join_processes
-from utils.training.precision import Precision, resolve_precision, resolve_threads
+from utils.training.precision import Precision, resolve_precision, resolve_threads, store_in_bf16
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Machine:
     accelerator: Accelerator
     precision: Precision
     threads: int
+    kernels: tuple[Resolution, ...]
 
     @classmethod
     def of(cls, config: TrainingConfig) -> "Machine":
@@ -40,7 +45,9 @@ class Machine:
             config.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         )
         torch.set_num_threads(threads)
-        return cls(accelerator, resolve_precision(config.precision, accelerator.device), threads)
+        used = [linear_cross_entropy, *([velvet_update] if config.optimizer.kind == "velvet" else [])]
+        kernels = tuple(each.resolution(config.kernels, accelerator.device.type) for each in used)
+        return cls(accelerator, resolve_precision(config.precision, accelerator.device), threads, kernels)
 
     @property
     def device(self) -> torch.device:
@@ -81,4 +88,40 @@ class Machine:
         """One phrase for the log."""
         processes = f", {self.num_ranks} processes" if self.num_ranks > 1 else ""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.device.type}{processes}, {threads}, {self.precision} ({self.precision.reason})"
+        kernels = ", ".join(f"{each.kernel} {each.implementation}" for each in self.kernels)
+        precision = f"{self.precision} ({self.precision.reason})"
+        return f"{self.device.type}{processes}, {threads}, {precision}, kernels {kernels}"
+
+
+def after_step(model: nn.Module) -> None:
+    """Let a model that moves by more than gradients do so, once per optimizer step."""
+    inner = _inside(model)
+    if hasattr(inner, "after_step"):
+        inner.after_step()
+
+
+def kernels_of(model: nn.Module, asked: Asked) -> tuple[Resolution, ...]:
+    """Hand the choice of kernels to a model that has some of its own; what was resolved."""
+    inner = _inside(model)
+    return inner.choose_kernels(asked) if hasattr(inner, "choose_kernels") else ()
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def store_parameters(model: nn.Module, dtype: Literal["fp32", "bf16"], machine: Machine) -> None:
+    """
+    Store the model's parameters in `dtype`. ConfigError where bf16 is not what this machine computes in, or
+    several processes would exchange gradients in it.
+    """
+    if dtype == "fp32":
+        return
+    if machine.precision.name != "bf16" or machine.num_ranks > 1:
+        raise ConfigError(
+            '"parameter_dtype": bf16 needs a precision of bf16 and a single process, '
+            f"here are {machine.precision.name} and {machine.num_ranks}",
+            fix='set "parameter_dtype": "fp32"',
+        )
+    store_in_bf16(model)

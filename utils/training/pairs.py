@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.linear_cross_entropy import LossSums
+from kernels.linear_cross_entropy import LossSums, Signals
 from utils.training.conversations import PackedConversations, pack_documents, trained_targets
-from utils.training.loss import device_of, token_nll
+from utils.training.loss import device_of, token_scores
 
 
 class PairBatch(NamedTuple):
@@ -88,12 +88,17 @@ def read_pair_draws(datasets: list[PackedPairs], draws: NamedTuple) -> PairBatch
 
 def answer_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """Summed log-probability of each answer [P, 2] in float64, end-of-turn included."""
+    return score_answers(model, batch)[0]
+
+
+def score_answers(model: nn.Module, batch: PairBatch, with_entropy: bool = False) -> tuple[Tensor, Signals]:
+    """Log-probabilities of the answers [P, 2], and what the predictions of their tokens say."""
     inputs, targets, position = trained_targets(batch, device_of(model))
-    nll_BT = token_nll(model, inputs, targets, position)
+    nll_BT, signals = token_scores(model, inputs, targets, position, with_entropy)
     document = torch.as_tensor(batch.document[:, 1:], device=nll_BT.device).long()
     inside = document >= 0
     sums = torch.zeros(2 * len(batch.index), dtype=torch.float64, device=nll_BT.device)
-    return sums.index_add(0, document[inside], -nll_BT[inside].double()).view(-1, 2)
+    return sums.index_add(0, document[inside], -nll_BT[inside].double()).view(-1, 2), signals
 
 
 @torch.no_grad()
@@ -139,20 +144,24 @@ class PreferenceObjective:
     unit = "pairs"
 
     def __init__(
-        self, loss: Callable[[Tensor, Tensor], PairTerms], reference: Callable[[nn.Module, PairBatch], Tensor]
+        self,
+        loss: Callable[[Tensor, Tensor], PairTerms],
+        reference: Callable[[nn.Module, PairBatch], Tensor],
+        with_entropy: bool = False,
     ) -> None:
-        self.loss, self.reference = loss, reference
+        self.loss, self.reference, self.with_entropy = loss, reference, with_entropy
 
     def weigh(self, batch: PairBatch) -> float:
         return float(len(batch.index))
 
     def __call__(self, model: nn.Module, batch: PairBatch) -> LossSums:
         reference = self.reference(model, batch)
-        lp = answer_logps(model, batch)
+        lp, signals = score_answers(model, batch, self.with_entropy)
         terms = self.loss(lp, reference)
         extras = {
             "margin": (terms.chosen_reward - terms.rejected_reward).sum(),
             "accuracy": (terms.chosen_reward > terms.rejected_reward).double().sum(),
             "chosen_drop": (reference - lp.detach())[:, 0].sum(),
         }
-        return LossSums(terms.loss.sum(), torch.tensor(float(len(terms.loss)), dtype=torch.float64), extras)
+        count = torch.tensor(float(len(terms.loss)), dtype=torch.float64)
+        return LossSums(terms.loss.sum(), count, extras, signals=signals)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from utils.pipeline.errors import ConfigError
 
@@ -53,6 +54,16 @@ def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.devi
             fix="launch without --mixed_precision; the config decides",
         )
     return Precision(name, device.type, reason if asked == "auto" else "asked for")
+
+
+def store_in_bf16(model: nn.Module) -> None:
+    """
+    Round the parameters to bf16, buffers apart; their gradients still accumulate in fp32, micro-batch by
+    micro-batch.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.grad_dtype = torch.float32
 
 
 def resolve_threads(asked: int | Literal["auto"], local_processes: int) -> int:

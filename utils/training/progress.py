@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 from utils.config.training import TrainingConfig
 from utils.pipeline.stage import Stage
+from utils.training.speed import Speed
 from utils.training.trackers import Trackers
 
 TIMED_STEPS = 20
+SHARES = ("gemm_fraction", "mfu")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Progress:
         self._stage, self._config, self._steps, self._unit = stage, config, steps, unit
         self._recent: deque[StepReport] = deque(maxlen=TIMED_STEPS)
         self._trackers: Trackers | None = None
+        self.speed: Speed | None = None
         self._started, self._first, self._weight, self._busy = 0.0, 0, 0.0, 0.0
 
     def open(self, from_step: int) -> None:
@@ -58,11 +61,21 @@ class Progress:
             sum(each.seconds for each in self._recent), 1e-9
         )
         if self._trackers:
-            clock = {"step_ms": 1000 * report.seconds, "tokens_per_second": speed}
-            numbers = {name: value for name, value in report.row.items() if value is not None}
-            self._trackers.write(report.step, numbers | clock)
+            self._trackers.write(report.step, self._numbers(report) | self._rates(speed))
         if report.step % self._config.log_every_steps == 0 or report.step == self._steps:
             self._line(report, speed)
+
+    def _rates(self, tokens_per_second: float) -> dict[str, float]:
+        shares = self.speed.shares(tokens_per_second) if self.speed else {}
+        return {"tokens_per_second": tokens_per_second} | shares
+
+    def _numbers(self, report: StepReport) -> dict[str, float]:
+        """The clock-free row without what is not finite, and what follows from it."""
+        numbers = {name: value for name, value in report.row.items() if value is not None}
+        if self._unit == "tokens" and "loss" in numbers:
+            numbers["perplexity"] = math.exp(min(report.loss, 50))
+        clipped = numbers.get("grad_norm", 0.0) > self._config.optimizer.max_gradient_norm
+        return numbers | {"clipped": clipped, "step_ms": 1000 * report.seconds}
 
     def report_evaluation(self, step: int, numbers: dict[str, float], is_best: bool) -> None:
         if self._trackers:
@@ -78,9 +91,9 @@ class Progress:
     def close(self) -> None:
         """Close the sinks and hand the speed to the manifest."""
         if self._busy:
-            self._stage.run_info(
-                tokens_per_second=round(self._weight / self._busy), training_seconds=round(self._busy, 1)
-            )
+            rates = self._rates(self._weight / self._busy)
+            rounded = {name: round(rate, 4 if name in SHARES else None) for name, rate in rates.items()}
+            self._stage.run_info(training_seconds=round(self._busy, 1), **rounded)
         if self._trackers:
             self._trackers.close()
 
@@ -90,8 +103,10 @@ class Progress:
         norm = report.row["grad_norm"]
         parts = [f"{report.step:,}/{self._steps:,}", f"loss {report.loss:.4f}", f"lr {report.row['lr']:.2e}"]
         parts += [
+            *(f"{name} {report.row[name]:.3f}" for name in ("s", "b") if report.row.get(name) is not None),
             f"|g| {norm:.2f}" if norm is not None else "|g| not finite",
             f"{speed:,.0f} {self._unit}/s",
+            *(f"{name} {share:.2f}" for name, share in self._rates(speed).items() if name in SHARES),
             f"eta {_span(left)}",
         ]
         self._stage.log(

@@ -19,13 +19,24 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted((name, each) for name, each in model.named_parameters() if each.requires_grad))
 
 
+def moving_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: its parameters, and buffers that a module names in `trained_buffers`."""
+    tensors: dict[str, Tensor] = dict(trainable_parameters(model))
+    for path, module in model.named_modules():
+        for name in getattr(module, "trained_buffers", ()):
+            tensors[f"{path}.{name}"] = module.get_buffer(name)
+    return tensors
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that a checkpoint stores: copies on the CPU of what trains."""
-    return {name: each.detach().to("cpu", copy=True) for name, each in trainable_parameters(model).items()}
+    """The weights that a checkpoint stores: copies on the CPU of what training changes."""
+    return {name: each.detach().to("cpu", copy=True) for name, each in moving_tensors(model).items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as <kind>/<parameter>; empty before the first step."""
+    if getattr(optimizer, "state_by_name", False):
+        return {name: each.to("cpu", copy=True) for name, each in optimizer.state_dict().items()}
     tensors = {}
     for name, parameter in trainable_parameters(model).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -36,7 +47,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 @torch.no_grad()
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put stored weights into the model. ValueError names the tensor that does not fit."""
-    copy_into(tensors, {name: each.data for name, each in trainable_parameters(model).items()}, MODEL)
+    copy_into(tensors, {name: each.data for name, each in moving_tensors(model).items()}, MODEL)
 
 
 def load_optimizer_tensors(
@@ -48,6 +59,8 @@ def load_optimizer_tensors(
 
     ValueError names a tensor that belongs to no parameter or has another shape.
     """
+    if getattr(optimizer, "state_by_name", False):
+        return _load_by_name(optimizer, tensors)
     parameters = trainable_parameters(model)
     kinds = {name.split("/", 1)[0] for name in tensors}
     expected = {f"{kind}/{name}" for kind in kinds for name in parameters}
@@ -65,6 +78,14 @@ def load_optimizer_tensors(
             )
         place = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
         optimizer.state[parameter][kind] = tensor.to(place)
+
+
+def _load_by_name(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """For an optimizer whose own state goes by name: only the file is added to its complaint."""
+    try:
+        optimizer.load_state_dict(tensors)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{OPTIMIZER}: {error}") from None
 
 
 def frozen_digest(model: nn.Module) -> str:

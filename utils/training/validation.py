@@ -2,11 +2,12 @@
 The fixed rows that a run is judged by, and what its loss means per byte of text.
 
     batches = list(spread_batches(packed_val, max_tokens=65_536))
-    bits_per_byte(loss, batches, piece_bytes(pieces, control_ids))
+    bits_per_byte(loss, batches, bytes_of_id)                # bytes_of_id[i]: UTF-8 bytes that id i stands
+    for
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,6 @@ from torch import Tensor
 from utils.training.loss import IGNORED, Batch, next_token_targets
 
 ROWS_PER_BATCH = 16
-WORD_BOUNDARY = "\u2581"
 
 
 class RowReader(Protocol):
@@ -38,14 +38,6 @@ def spread_batches(
         yield dataset.rows(indices[start : start + rows_per_batch])
 
 
-def piece_bytes(pieces: Sequence[str], controls: Iterable[int]) -> np.ndarray:
-    """UTF-8 bytes of text behind each id: one for a byte piece, none for a control symbol."""
-    lengths = [1 if _is_byte(piece) else len(piece.replace(WORD_BOUNDARY, " ").encode()) for piece in pieces]
-    table = np.array(lengths, np.int64)
-    table[[index for index in controls if index >= 0]] = 0
-    return table
-
-
 def bits_per_byte(loss: float, batches: Iterable[Batch], bytes_of_id: np.ndarray) -> float:
     """Mean nats per target as bits per byte of the text that the targets stand for."""
     count = text_bytes = 0
@@ -58,7 +50,3 @@ def bits_per_byte(loss: float, batches: Iterable[Batch], bytes_of_id: np.ndarray
 def _scored(batch: Batch) -> Tensor:
     targets = next_token_targets(batch)[1]
     return targets[targets != IGNORED]
-
-
-def _is_byte(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")

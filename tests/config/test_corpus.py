@@ -1,0 +1,89 @@
+"""The config of stage 20: refusals, external data, and profiles that know their evaluation sets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.config.corpus import CorpusConfig
+from utils.config.evaluate import EvaluateConfig
+from utils.pipeline.config import load_config
+from utils.pipeline.external import EVALUATION
+from utils.pipeline.workspace import REPOSITORY, STAGES, Workspace
+
+BOOKS = {"name": "books", "kind": "local", "paths": ["data/raw/*"]}
+WEB = {"name": "web", "kind": "hub", "id": "me/web"}
+EXAM = {"name": "exam", "paths": ["raw/eval/*.txt"]}
+PROFILES = sorted(path.parent.name for path in (REPOSITORY.root / "config").glob("*/20_prepare_corpus.json"))
+
+
+def config(**changes: object) -> CorpusConfig:
+    return CorpusConfig.model_validate({"output": "data/x/corpus", "sources": [BOOKS]} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": [BOOKS, BOOKS]}, 'two sources are called "books"'),
+        ({"decontaminate": {"against": [EXAM, EXAM]}}, 'two evaluation sets are called "exam"'),
+        (
+            {"sources": [BOOKS | {"rules": {"word_length": 3}}]},
+            '"word_length" needs a pair such as .3, 10., or "off"',
+        ),
+        ({"sources": [BOOKS | {"rules": {"top_2gram": [0, 1]}}]}, '"top_2gram" needs one number, or "off"'),
+        ({"sources": [BOOKS | {"weight": 2}]}, "a weight other than 1 needs budget.tokens"),
+        ({"budget": {"count": "tokenizer"}}, 'budget.count "tokenizer" and inputs.tokenizer need each other'),
+        ({"language": {"keep": ["english"]}}, "should match pattern"),
+        ({"sources": [WEB | {"id": "a/b/c"}]}, "should match pattern"),
+    ],
+)
+def test_refusals(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_rules_take_numbers_pairs_and_off():
+    rules = {"word_length": [2, 20], "top_2gram": 0.5, "stop_words": "off", "line_rules": 500}
+    assert config(sources=[BOOKS | {"rules": rules}]).sources[0].rules["word_length"] == (2, 20)
+
+
+def test_external_data_by_kind(tmp_path: Path):
+    for name in ("data/raw/a.txt", "raw/eval/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("text")
+    sources = [BOOKS, WEB | {"revision": "v1"}, {"name": "code", "kind": "docstrings", "packages": ["json"]}]
+    found = config(sources=sources, decontaminate={"against": [EXAM]}).external_sources(
+        Workspace(tmp_path, STAGES)
+    )
+    assert [(one.name, one.kind) for one in found] == [
+        ("books", "local"), ("web", "hub"), ("code", "docstrings"), ("evaluation.exam", EVALUATION),
+    ]  # fmt: skip
+    web = found[1]
+    assert (web.id, web.requested_revision, web.is_floating) == ("me/web, train", "v1", True)
+    assert web.at("a" * 40).parts == ("me/web", "", "train", "a" * 40)
+
+
+def test_stage_100_names_the_files_that_it_measures_on(tmp_path: Path):
+    """What `held_out_sources` names must be a source of its own, or nothing would be compared."""
+    (tmp_path / "a.txt").write_text("text")
+    inputs = dict.fromkeys(("base", "corpus", "sft_data", "preference_data"), "x")
+    document = {"output": "data/x/evaluation", "inputs": inputs, "perplexity": {"texts": ["*.txt"]}}
+    measured = EvaluateConfig.model_validate(document)
+    names = [source.name for source in measured.external_sources(Workspace(tmp_path, STAGES))]
+    assert names == list(EvaluateConfig.held_out_sources)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_keep_their_corpus_clean_of_what_they_measure_on(profile: str):
+    folder = REPOSITORY.root / "config" / profile
+    corpus = load_config(folder / "20_prepare_corpus.json", CorpusConfig, REPOSITORY).config
+    evaluation = json.loads((folder / "100_evaluate.json").read_text())
+    kept_clean = {path for one in corpus.decontaminate.against for path in one.paths}
+    assert set(evaluation.get("perplexity", {}).get("texts", [])) <= kept_clean
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_name_commits_of_the_hub(profile: str):
+    path = REPOSITORY.root / "config" / profile / "20_prepare_corpus.json"
+    sources = load_config(path, CorpusConfig, REPOSITORY).config.sources
+    assert [source.name for source in sources if source.kind == "hub" and len(source.revision) != 40] == []
