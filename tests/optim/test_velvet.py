@@ -231,7 +231,7 @@ def test_bf16_parameters_with_masters_follow_the_fp32_run():
             loss.backward()
             optimizer.step(SAYS)
             optimizer.zero_grad()
-        return float(loss), model, optimizer
+        return float(loss.detach()), model, optimizer
 
     exact, _, _ = run(torch.float32)
     rough, model, optimizer = run(torch.bfloat16)

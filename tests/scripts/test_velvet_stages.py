@@ -59,6 +59,30 @@ def test_a_base_model_is_trained_with_it_and_resumed_to_the_same_digest(pretrain
     assert manifest(pretrain.path("checkpoints/toy/again"))["output_digest"] == whole["output_digest"]
 
 
+def test_auxiliary_losses_of_experts_are_in_no_signal(pretrain):
+    """The entropy and the loss that Velvet follows are those of the head, whatever the router adds."""
+    folder = pretrain.path("config/architectures")
+    toy = {
+        name: value
+        for name, value in json.loads((folder / "toy.json").read_text()).items()
+        if value is not None
+    }
+    found = {}
+    for name, coefficient in (("none", 0.0), ("much", 1.0)):
+        moe = {"num_experts": 4, "experts_per_token": 2, "balance_coefficient": coefficient}
+        (folder / f"{name}.json").write_text(json.dumps(toy | {"family": "vesper", "moe": moe}))
+        changes = {
+            "model": name,
+            "output": f"checkpoints/toy/{name}",
+            "budget": {"unit": "steps", "value": 8},
+        }
+        assert run(pretrain, "50_pretrain", CONFIG | {"optimizer": VELVET} | changes) == 0
+        found[name] = steps_of(pretrain.path(f"checkpoints/toy/{name}"))
+    for name in ("loss", "entropy"):
+        assert found["none"][0][name] == found["much"][0][name]
+    assert found["none"][0]["grad_norm"] != found["much"][0]["grad_norm"]
+
+
 def test_bf16_parameters_learn_behind_their_masters(pretrain):
     changes = {"precision": "bf16", "parameter_dtype": "bf16", "output": "checkpoints/toy/bf16"}
     assert run(pretrain, "50_pretrain", CONFIG | {"optimizer": VELVET} | changes) == 0
