@@ -6,11 +6,11 @@ import unicodedata
 
 import ftfy
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.corpus.real import book_texts
-from utils.corpus.clean import _FTFY, ACCENTED_LINE, PUNCTUATION_LINE, _mend, clean, tidy_blank_lines
+from utils.corpus.clean import _FTFY, ACCENTED_LINE, PUNCTUATION_LINE, clean, mend_lines, tidy_blank_lines
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=80)
 PIECES = [
@@ -70,11 +70,13 @@ ONE_NEWLINE = re.compile("[\r\x85\u2028\u2029\v\f]")
 
 
 @settings(max_examples=5000, deadline=None)
+@example("\u00c3\u00a1\u00e2\u20ac\u2122\u0152\n")  # mended otherwise without its newline
 @given(LINES)
 def test_leaving_out_lines_equals_ftfy_on_the_whole_text(text: str):
     text = ONE_NEWLINE.sub("", text)
-    lines = "\n".join(map(_mend, text.split("\n")))
-    assert unicodedata.normalize("NFC", lines) == unicodedata.normalize("NFC", ftfy.fix_text(text, _FTFY))
+    assert unicodedata.normalize("NFC", mend_lines(text)) == unicodedata.normalize(
+        "NFC", ftfy.fix_text(text, _FTFY)
+    )
 
 
 @pytest.mark.parametrize("pattern", [PUNCTUATION_LINE, ACCENTED_LINE])

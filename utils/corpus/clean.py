@@ -54,8 +54,14 @@ def _clean_once(text: str) -> str:
     text = _NEWLINES.sub("\n", text)
     if not text.isascii():
         # ftfy works line by line, so leaving out the lines that it would not change costs nothing but care
-        text = unicodedata.normalize("NFC", "\n".join(map(_mend, text.split("\n"))))
+        text = unicodedata.normalize("NFC", mend_lines(text))
     return tidy_blank_lines(_UNWANTED.sub("", text).replace(_WORD_MARK, "_"))
+
+
+def mend_lines(text: str) -> str:
+    """Return what ftfy makes of the text, which it takes line by line, each with the newline that ends it."""
+    *lines, last = text.split("\n")
+    return "".join([*(_mend(line + "\n") for line in lines), _mend(last)])
 
 
 def _mend(line: str) -> str:
