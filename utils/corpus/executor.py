@@ -78,6 +78,7 @@ def open_executor(config: ExecutorConfig) -> Iterator[Workers]:
 class _Task(Generic[Item]):
     item: Item
     future: Future
+    died_alone: bool = False
 
 
 def ordered_map(
@@ -102,10 +103,12 @@ def ordered_map(
             _fill(waiting, executor, function, remaining, in_flight or executor.look_ahead, stop)
             if not waiting or not _ready(executor, waiting[0].future, stop):
                 return
-            if executor.died(_error(waiting[0].future)):
-                _try_again(executor, function, waiting, name, stop)
+            if executor.died(_error(waiting[0].future)) and not waiting[0].died_alone:
+                _try_again(executor, function, waiting, stop)
                 if stop():
                     return
+            if waiting[0].died_alone:
+                raise _died_twice(name(waiting[0].item))
             yield waiting.popleft().future.result()
     finally:
         for task in waiting:
@@ -146,10 +149,12 @@ def _try_again(
     executor: Workers,
     function: Callable[[Item], Result],
     tasks: Iterable[_Task[Item]],
-    name: Callable[[Item], str],
     stop: Callable[[], bool],
 ) -> None:
-    """Let what still runs end, then give every task whose worker died one more try with nothing beside it."""
+    """
+    Let what still runs end, then give every task whose worker died one more try with nothing beside it, up
+    to one that dies again.
+    """
     for task in tasks:
         _ready(executor, task.future, stop)
     executor.restart()
@@ -160,10 +165,16 @@ def _try_again(
             continue
         task.future = executor.submit(function, task.item)
         if _ready(executor, task.future, stop) and executor.died(_error(task.future)):
-            raise StageError(
-                f"a worker process died at {name(task.item)}, and again when that was tried alone",
-                fix="rerun to continue; if it dies again, it needs more memory than there is, or take it out",
-            )
+            task.died_alone = True
+            executor.restart()
+            return
+
+
+def _died_twice(item: str) -> StageError:
+    return StageError(
+        f"a worker process died at {item}, and again when that was tried alone",
+        fix="rerun to continue; if it dies again, it needs more memory than there is, or take it out",
+    )
 
 
 class Stopping(Protocol):
