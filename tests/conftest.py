@@ -26,6 +26,16 @@ def pytest_configure() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if (
+        not _has_gpu()
+    ):  # before anything imports triton, which looks once: without a GPU kernels are interpreted
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are imported."""
-
-import os
+"""Where kernels are tested; without a GPU `tests/conftest.py` has chosen Triton's interpreter."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
