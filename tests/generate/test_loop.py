@@ -1,6 +1,7 @@
 """The event loop that finishes what it has begun, and the starter that keeps few tasks waiting."""
 
 import asyncio
+import gc
 import socket
 
 import pytest
@@ -117,3 +118,27 @@ def test_an_error_reaches_whoever_waits_and_the_run(error, told):
 
     (end,) = start(lambda starter: [starter.row(job)], failed=heard.append)
     assert end is error and len(heard) == told
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_not_printed():
+    """Who waited was stopped, which cancels the result; the work behind it ends with an error later."""
+    complaints: list[dict] = []
+
+    async def job() -> None:
+        await asyncio.sleep(0.005)
+        raise Draining
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        starter = Starter(asyncio.Semaphore(4), 4, lambda error: None)
+        awaited = starter.row(job)
+        task = asyncio.create_task(starter.run())
+        await asyncio.sleep(0.001)
+        awaited.cancel()
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await starter.leave()
+
+    asyncio.run(main())
+    gc.collect()
+    assert complaints == []

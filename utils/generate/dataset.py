@@ -92,6 +92,7 @@ class Dataset:
                 await self._level(topics)
             finally:
                 topics.cancel()
+                await asyncio.gather(topics, return_exceptions=True)
             if not self.missing:
                 return
             self._end_level()

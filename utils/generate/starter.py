@@ -97,11 +97,12 @@ class Starter:
         self._slots.release()
         self._expected -= queued.weight
         self._wake.set()
+        error = None if task.cancelled() else task.exception()  # seen, even where nobody awaits the result
         if queued.result.done():
             return
         if task.cancelled():
             queued.result.cancel()
-        elif error := task.exception():
+        elif error:
             queued.result.set_exception(error)
             queued.result.exception()  # seen: whoever awaits it first ends the run
             if not isinstance(error, Draining):
