@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("utils", "kernels", "scripts", "tools", "config")
@@ -22,13 +23,13 @@ FILES = ("Makefile", "README.md", "requirements.txt", "requirements-dev.txt", "p
 def pytest_configure() -> None:
     """
     Ctrl-C must reach the programs under test, also when the tests themselves were started in the
-    background.
+    background. No property holds only on a fast machine, so examples have no deadline.
     """
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if (
-        not _has_gpu()
-    ):  # before anything imports triton, which looks once: without a GPU kernels are interpreted
+    if not _has_gpu():  # before anything imports triton, which looks once; kernels are interpreted then
         os.environ["TRITON_INTERPRET"] = "1"
 
 

@@ -11,9 +11,7 @@ from utils.tokenizer.frozen import FrozenTokenizer
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
 TWO_TURNS = (S("Be brief."), U("Hi"), A("Hello."), U("2 + 2?"), A("It is 4."))
-FIXTURES = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 texts = (
     st.text(min_size=1, max_size=40)
     .map(str.strip)

@@ -7,7 +7,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.corpus.zstd_stream import ZstdStream
+from utils.pipeline.zstd_stream import ZstdStream
 
 
 def read_all(data: bytes) -> bytes:
@@ -15,7 +15,7 @@ def read_all(data: bytes) -> bytes:
         return stream.read()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=300).map(lambda part: part * 300), max_size=4))
 def test_frames_are_read_one_after_the_other(parts: list[bytes]):
     assert read_all(b"".join(map(zstandard.ZstdCompressor().compress, parts))) == b"".join(parts)

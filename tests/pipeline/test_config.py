@@ -120,6 +120,13 @@ def test_a_cycle_is_named(load: Load) -> None:
         ),
         ({"output": "x", "zzz": 1}, "(valid keys: output, inputs, extra, providers"),
         ({"output": "x", "ratio": "much"}, 'config/a.json: "ratio": input should be a valid number'),
+        ({"output": "x", "ratio": "0.5"}, '"ratio": input should be a valid number, this is "0.5"'),
+        (
+            {"output": "x", "executor": {"workers": "3"}},
+            '"executor.workers": input should be a valid integer',
+        ),
+        ({"output": "x", "executor": {"workers": 3.0}}, "this is 3.0"),
+        ({"output": "x", "executor": {"workers": True}}, "this is true"),
         ({}, '"output": field required'),
         ({"output": "x", "ratio": "${HOME}"}, '"ratio"'),
         ({"output": "${HOME}/x"}, '"output": environment names are allowed in secret fields only'),

@@ -96,7 +96,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 @given(values)
 def test_agrees_with_an_independent_encoder(value: object) -> None:
     assert canonical_json(value) == encode(value).encode("ascii")
@@ -121,7 +121,7 @@ def draw(random: Random, depth: int = 3) -> object:
     return {str(draw(random, 0)): draw(random, depth - 1) for _ in range(random.randrange(4))}
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 @given(st.integers())
 def test_agrees_with_an_independent_encoder_on_ten_thousand_values(seed: int) -> None:
     random = Random(seed)

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a second Ctrl-C, sent to a real process (P31)."""
+"""SIGTERM and Ctrl-C, once and again, sent to a real process (P31)."""
 
 import shutil
 import signal
@@ -39,9 +39,10 @@ sys.exit(execute(name, PackConfig, toy.main_of(name), argv, toy.workspace))
         ((signal.SIGTERM,), False, 75),
         ((signal.SIGINT,), False, 130),
         ((signal.SIGINT, signal.SIGINT), True, 130),
+        ((signal.SIGTERM, signal.SIGTERM, 1.2, signal.SIGTERM), True, 75),
     ],
 )
-def test_signals_of_a_real_process(toy: Toy, numbers: tuple[int, ...], stubborn: bool, code: int) -> None:
+def test_signals_of_a_real_process(toy: Toy, numbers: tuple, stubborn: bool, code: int) -> None:
     shutil.rmtree(toy.folder(PACK))
     repo = str(Path(__file__).parents[2])
     script = SCRIPT.format(repo=repo, root=str(toy.root), stubborn=stubborn)
@@ -52,6 +53,10 @@ def test_signals_of_a_real_process(toy: Toy, numbers: tuple[int, ...], stubborn:
         if line == "working\n":
             break
     for number in numbers:
+        if isinstance(number, float):
+            time.sleep(number)
+            assert process.poll() is None  # twice at the same moment is one request
+            continue
         process.send_signal(number)
         time.sleep(0.1)
     assert process.wait(timeout=20) == code

@@ -26,8 +26,8 @@ from typing import BinaryIO
 
 import zstandard
 
-from utils.corpus.zstd_stream import ZstdStream
 from utils.pipeline.errors import ConfigError, DataError
+from utils.pipeline.zstd_stream import ZstdStream
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "txt", "md")
 CODECS = ("gz", "zst")
@@ -85,6 +85,8 @@ def rows_of(
     """
     form, codec = format_of(file.name)
     try:
+        if codec and file.path and not file.path.stat().st_size:
+            raise EOFError("it has no bytes, not even those of an empty archive")
         with file.open() as raw, _decompressed(raw, codec) as stream:
             path = None if codec else file.path
             rows = _READERS[form](_Request(stream, not codec, columns, split_on, place, path))

@@ -22,8 +22,8 @@ from typing import BinaryIO, Protocol
 
 import zstandard
 
-from utils.corpus.zstd_stream import ZstdStream
 from utils.pipeline.errors import DataError
+from utils.pipeline.zstd_stream import ZstdStream
 
 BLOCK_ROWS, BLOCK_BYTES = 1_000, 1 << 20
 SUFFIXES = {"zstd": ".zst", "gzip": ".gz"}

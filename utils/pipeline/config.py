@@ -19,12 +19,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from utils.pipeline.config_errors import readable, unknown_key
+from utils.pipeline.config_file import read_merged
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.guards import GUARDS
@@ -132,114 +133,19 @@ def load_config(path: Path, config_class: type[StageConfig], workspace: Workspac
     """
     label = workspace.relative(path)
     files: list[bytes] = []
-    document = _read_merged(workspace.path(path), workspace, [], files)
+    document = read_merged(workspace.path(path), workspace, [], files)
     try:
-        config, errors = config_class.model_validate(document), []
+        text = json.dumps(document)  # as JSON, where a list may be a tuple; "20" is no number, 1 is not true
+        config, errors = config_class.model_validate_json(text, strict=True), []
     except ValidationError as error:
         config, errors = None, error.errors(include_url=False)
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     if surplus := GUARDS["G26"](unknown):
-        raise _unknown_key(surplus[0], config_class, label)
+        raise unknown_key(surplus[0], config_class, document, label)
     if config is None:
-        raise _readable(errors, label)
+        raise readable(errors, document, label)
     _refuse_environment_names(config, label)
     return LoadedConfig(config, label, sha256_hex(b"\n".join(files)), workspace)
-
-
-def _read_merged(path: Path, workspace: Workspace, seen: list[Path], files: list[bytes]) -> dict:
-    label = workspace.relative(path)
-    if path.resolve() in seen:
-        chain = " -> ".join(workspace.relative(step) for step in [*seen, path.resolve()])
-        raise ConfigError(f"{label}: extends itself: {chain}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        where = f'"extends" in {workspace.relative(seen[-1])}' if seen else "the path after --config"
-        raise ConfigError(f"{label}: cannot be read ({error.strerror})", fix=f"check {where}") from None
-    files.append(data)
-    document = _strip_comments(_parse(data, label))
-    parent = document.pop("extends", "")
-    if not parent:
-        return document
-    base = _read_merged(path.parent / parent, workspace, [*seen, path.resolve()], files)
-    return merge(base, document)
-
-
-def _parse(data: bytes, label: str) -> dict:
-    try:
-        document = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{label}: not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{label}: a config is a JSON object, this is a {type(document).__name__}")
-    return document
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(f'key "{doubled[0]}" occurs twice')
-    return dict(pairs)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _strip_comments(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strip_comments(item) for key, item in value.items() if not key.startswith("_")}
-    if isinstance(value, list):
-        return [_strip_comments(item) for item in value]
-    return value
-
-
-def merge(base: dict, over: dict) -> dict:
-    """`over` on top of `base`: objects deeply, everything else replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def _unknown_key(location: tuple[str | int, ...], config_class: type[Section], label: str) -> ConfigError:
-    valid = list(_section_at(config_class, location[:-1]).model_fields)
-    near = get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"valid keys: {', '.join(valid)}"
-    return ConfigError(f'{label}: unknown key "{_dotted(location)}" ({hint})')
-
-
-def _readable(errors: list, label: str) -> ConfigError:
-    first = errors[0]
-    message = first["msg"].removeprefix("Value error, ")
-    where = f'"{_dotted(first["loc"])}": ' if first["loc"] else ""
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ConfigError(f"{label}: {where}{message[:1].lower() + message[1:]}{more}")
-
-
-def _dotted(location: tuple[str | int, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _section_at(section: type[Section], location: tuple[str | int, ...]) -> type[Section]:
-    """The section class that `location` leads to; container and union steps are looked through."""
-    for part in location:
-        if part in section.model_fields:
-            inner = list(_sections_in(section.model_fields[part].annotation))
-            section = inner[0] if inner else section
-    return section
-
-
-def _sections_in(annotation: object) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections_in(argument)
 
 
 def _tag(annotation: object, metadata: tuple | list = ()) -> Tag | None:

@@ -18,7 +18,7 @@ from utils.pipeline.lineage import archived_manifest
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.verify import Verifier
 
-CORPUS_STAGE = "20_prepare_corpus"
+CORPUS_STAGE, RAW_TEXT_STAGE = "20_prepare_corpus", "50_pretrain"
 KEPT_CLEAN, ALLOWED, UNKNOWN = "kept clean", "allowed", "unknown"
 
 
@@ -29,6 +29,17 @@ class Ancestor:
     path: str
     manifest: Manifest | None
 
+    @property
+    def is_corpus(self) -> bool:
+        return self.manifest is not None and self.manifest.stage == CORPUS_STAGE
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody knows what text went in: no manifest, or text that no stage has looked at."""
+        return self.manifest is None or (
+            self.manifest.stage == RAW_TEXT_STAGE and bool(self.manifest.sources)
+        )
+
     def lacks(self, source: Source) -> list[Mapping]:
         """The files of an evaluation set (path, sha256) that this corpus was not kept clean of."""
         found = [file.sha256 for one in self.manifest.sources if one.kind == EVALUATION for file in one.files]
@@ -36,10 +47,14 @@ class Ancestor:
 
 
 def corpora_behind(inputs: Iterable[Input], verifier: Verifier) -> list[Ancestor]:
-    """Every corpus among the inputs and their ancestors, and every ancestor that cannot be found, by path."""
+    """
+    Every corpus among the inputs and their ancestors, and every ancestor that cannot be found or has read
+    raw text, by path.
+    """
     found = {one.path: one for one in _ancestors(inputs, verifier)}
-    kept = (one for one in found.values() if one.manifest is None or one.manifest.stage == CORPUS_STAGE)
-    return sorted(kept, key=lambda one: one.path)
+    return sorted(
+        (one for one in found.values() if one.is_corpus or one.is_unknown), key=lambda one: one.path
+    )
 
 
 def _ancestors(inputs: Iterable[Input], verifier: Verifier) -> Iterator[Ancestor]:

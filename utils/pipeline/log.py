@@ -6,6 +6,7 @@ Logging: every event is one line for people on the terminal and one JSON line in
 """
 
 import json
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,17 +26,20 @@ class Log:
         self.path = path
         self._threshold = LEVELS.index(level)
         self._quiet = quiet
+        self._live_line = False
 
-    def event(self, event: str, message: str = "", level: str = "info", **fields: object) -> None:
+    def event(
+        self, event: str, message: str = "", level: str = "info", live: bool = False, **fields: object
+    ) -> None:
         """
         One human line, `stage  event  message` (or the fields when there is no message), and its JSON
-        twin.
+        twin. On a terminal the next line takes the place of a `live` one.
         """
         if self._quiet:
             return
         if LEVELS.index(level) >= self._threshold:
             text = message or "  ".join(f"{name} {_human(value)}" for name, value in fields.items())
-            print(f"{self.stage:<{STAGE_COLUMN}}{event:<{EVENT_COLUMN}} {text}".rstrip(), flush=True)
+            self._show(f"{self.stage:<{STAGE_COLUMN}}{event:<{EVENT_COLUMN}} {text}".rstrip(), live)
         row = {"event": event, "stage": self.stage, "level": level} | (
             {"message": message} if message else {}
         )
@@ -45,8 +49,22 @@ class Log:
         """A refusal or failure: the text on stderr after `error: `, and its JSON twin."""
         if self._quiet:
             return
+        self._clear()
         print(f"error: {text}", file=sys.stderr, flush=True)
         self._append({"event": event, "stage": self.stage, "level": "error"} | fields)
+
+    def _show(self, line: str, live: bool) -> None:
+        self._clear()
+        self._live_line = live and sys.stderr.isatty()
+        if self._live_line:
+            print(line[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
+        if not self._live_line or not sys.stdout.isatty():  # a file keeps every line
+            print(line, flush=True)
+
+    def _clear(self) -> None:
+        if self._live_line:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._live_line = False
 
     def _append(self, row: dict) -> None:
         if self.path is None:

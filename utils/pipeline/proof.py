@@ -179,7 +179,7 @@ class _Case:
         found = {}
         for corpus in corpora_behind(inputs.values(), self.verifier):
             found[corpus.path] = UNKNOWN
-            if corpus.manifest is None:
+            if corpus.is_unknown:
                 continue
             missing = [file for one in sets for file in corpus.lacks(one)]
             verdict = GUARDS["G27"](corpus.path, corpus.manifest.output_digest, missing)

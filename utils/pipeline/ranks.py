@@ -3,12 +3,17 @@ Several processes, one decision: rank 0 locks, hashes, decides and writes; the o
 (P30).
 
     build = ranks.first_decides(lambda: begin_build(...))
+    records = ranks.gather(record)              # of all ranks, in their order
+    ranks.leave(code)                           # together, and never through the interpreter's own exit
 """
 
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from utils.pipeline.errors import LockstepError, exit_code_of
@@ -17,6 +22,13 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
+WAIT_POLICY = "PASSIVE"
+"""
+How torch's threads wait for each other, read when torch loads: asleep. By default they spin, and on cores
+that something else uses as well (another rank, another run) the spinning takes the time that the work needs.
+"""
+MEETING_SECONDS = 20.0
+"""How long a rank that is done waits for the others to be done as well; it may have failed alone."""
 
 
 class _Elsewhere(LockstepError):
@@ -27,12 +39,13 @@ class _Elsewhere(LockstepError):
         self.exit_code = exit_code
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
-    """This process among those of one launch."""
+    """This process among those of one launch; `unsaid` is an error that rank 0 says, if it has it as well."""
 
     rank: int = 0
     world_size: int = 1
+    unsaid: str = ""
 
     @classmethod
     def from_environment(cls) -> "Ranks":
@@ -65,18 +78,65 @@ class Ranks:
         broadcast_object_list([(result, 0)])
         return result
 
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        join_processes()
+        return gather_object([value])
+
+    def code_of(self, run: Callable[[], int]) -> int:
+        """
+        The exit code of `run`. With several ranks a bug is printed here and becomes a code, because it must
+        not reach the interpreter's own exit.
+        """
+        try:
+            return run()
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            traceback.print_exc()
+            return exit_code_of(error)
+
     def leave(self, code: int) -> None:
         """
         End the process. With several ranks the interpreter's own exit can abort gloo after correct work, so
         they meet, flush and leave at once.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
         if self.world_size == 1:
             sys.exit(code)
-        if code == 0:
-            join_processes().wait_for_everyone()
+        for number in (signal.SIGTERM, signal.SIGINT):  # what this rank does is decided
+            signal.signal(number, signal.SIG_IGN)
+        if not self._meet() and self.unsaid:
+            print(f"error: rank {self.rank}: {self.unsaid}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
+
+    def _meet(self) -> bool:
+        """
+        Wait until every rank is about to leave: a launcher ends the others as soon as the first fails, and
+        rank 0 may still have to say why. Through the store, for which ranks need not be in step; False when
+        the others do not come.
+        """
+        from torch.distributed import distributed_c10d
+
+        join_processes()
+        store = distributed_c10d._get_default_store()
+        try:
+            store.set(f"leaving/{self.rank}", "")
+            store.wait(self._everybody("leaving"), timedelta(seconds=MEETING_SECONDS))
+            store.set(f"gone/{self.rank}", "")
+            if self.is_main:  # where the store may live
+                store.wait(self._everybody("gone"), timedelta(seconds=MEETING_SECONDS))
+        except RuntimeError:
+            return False
+        return True
+
+    def _everybody(self, moment: str) -> list[str]:
+        return [f"{moment}/{rank}" for rank in range(self.world_size)]
 
 
 def join_processes() -> "PartialState":

@@ -28,6 +28,7 @@ from utils.pipeline.workspace import Workspace, program_of
 Launcher = Callable[[Sequence[str], Path], int]
 TRAINING_STAGES = ("50_pretrain", "70_train_sft", "90_train_preferences")
 NAME_COLUMN, WORD_COLUMN = 23, 13
+LEAVING_SECONDS = 60.0
 
 
 def run_profile(arguments: argparse.Namespace, workspace: Workspace, launch: Launcher | None = None) -> int:
@@ -133,7 +134,23 @@ def start_process(command: Sequence[str], root: Path) -> int:
         for number in waiting:
             forward(number, None)
         code = process.wait()
+        if code:
+            _wait_for_group(process.pid)
     return code if code >= 0 else 128 - code
+
+
+def _wait_for_group(leader: int) -> None:
+    """
+    A launcher of one process dies of the signal that the stage is still answering to; what the stage notes of
+    its end is only there when that is over.
+    """
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
 
 
 def _say(node: Node, word: str, text: str) -> None:

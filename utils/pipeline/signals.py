@@ -1,5 +1,5 @@
 """
-Being asked to stop: SIGTERM means 75, Ctrl-C means 130, a second Ctrl-C means now (P31).
+Being asked to stop: SIGTERM means 75, Ctrl-C means 130, a second one of either means now (P31).
 
     with StopRequest() as stop:
         ... work, looking at stop.exit_code between units ...
@@ -8,6 +8,7 @@ Being asked to stop: SIGTERM means 75, Ctrl-C means 130, a second Ctrl-C means n
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -15,6 +16,8 @@ from types import FrameType, TracebackType
 from utils.pipeline.errors import Stopped
 
 PREEMPTED, INTERRUPTED = 75, 130
+SAME_REQUEST_SECONDS = 1.0
+"""SIGTERM within this time is the same request again: a launcher passes on what the process group got too."""
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -45,11 +48,12 @@ def code_of_signal(number: int) -> int:
 
 class StopRequest:
     """
-    Remembers that somebody asked; the handlers are those of before again on leaving.
+    Remembers that somebody asked, and when; the handlers are those of before again on leaving.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self.asked_at = 0.0  # on the monotonic clock
         self._handling = handled(self._handle)
 
     def __enter__(self) -> "StopRequest":
@@ -60,6 +64,7 @@ class StopRequest:
         self._handling.__exit__(kind, error, trace)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.exit_code:
-            os._exit(INTERRUPTED)
-        self.exit_code = code_of_signal(number)
+        again = self.exit_code and time.monotonic() - self.asked_at > SAME_REQUEST_SECONDS
+        if again or (number == signal.SIGINT and self.exit_code):
+            os._exit(code_of_signal(number))
+        self.exit_code, self.asked_at = code_of_signal(number), self.asked_at or time.monotonic()

@@ -15,6 +15,7 @@ Exit codes: 0 done or up to date, 2 config, 3 upstream, 4 failed, 75 preempted (
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -39,8 +40,9 @@ from utils.pipeline.journal import Journal
 from utils.pipeline.locks import exclusive
 from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
+from utils.pipeline.peers import compare_ranks
 from utils.pipeline.placement import check_placement
-from utils.pipeline.ranks import Ranks
+from utils.pipeline.ranks import WAIT_POLICY, Ranks
 from utils.pipeline.seal import repair
 from utils.pipeline.signals import StopRequest
 from utils.pipeline.verify import verify_artifact
@@ -67,6 +69,7 @@ class Stage:
     log_writer: Log
     stop_request: StopRequest
     build: Build
+    leaving: ExitStack  # what must be over before the build folder is sealed or left, however `main` ends
     tokenizer: dict = field(default_factory=dict)
     rates: dict = field(default_factory=dict)
 
@@ -149,9 +152,12 @@ def run_stage(
     Run a stage from the command line and leave the process with its exit code; `forecast` says what a dry
     run would cost.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
     ranks = Ranks.from_environment()
-    code = execute(name, config_class, main, sys.argv[1:], ranks=ranks, forecast=forecast)
-    ranks.leave(code)
+    argv = sys.argv[1:]
+    ranks.leave(
+        ranks.code_of(lambda: execute(name, config_class, main, argv, ranks=ranks, forecast=forecast))
+    )
 
 
 def execute(
@@ -183,6 +189,7 @@ def execute(
     except LockstepError as error:
         event = "refused" if error.exit_code == 3 else "failed"
         log.error(error.report(), event, fix=error.fix, exit_code=error.exit_code, **error.fields)
+        ranks.unsaid = error.report()
         return error.exit_code
     except (OSError, MemoryError, BrokenProcessPool) as error:
         cause = lacking_resource(error)
@@ -213,9 +220,7 @@ def parse_arguments(name: str, argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--allow-mismatch", default="", metavar="REASON", help="use stale or mismatched inputs"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and why; write nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and why")
     parser.add_argument("--log-level", choices=LEVELS, default="info")
     arguments = parser.parse_args(argv)
     reason = "".join(character for character in arguments.allow_mismatch if character.isprintable()).strip()
@@ -252,21 +257,25 @@ def _run(
         build = ranks.first_decides(begin)
         if build is None:
             return 0
+        compare_ranks(ranks, build, loaded, stop)
         log.path = build.partial / LOG_FOLDER / "events.jsonl"
-        stage = Stage(
-            name=name,
-            config=loaded.config,
-            workspace=workspace,
-            partial=build.partial,
-            resumed=build.resumed,
-            resume=arguments.resume,
-            is_main=ranks.is_main,
-            log_writer=log,
-            stop_request=stop,
-            build=build,
-        )
-        stage.stop_point()
-        metrics = main(loaded.config, stage)
+        with ExitStack() as leaving:
+            stage = Stage(
+                name=name,
+                config=loaded.config,
+                workspace=workspace,
+                partial=build.partial,
+                resumed=build.resumed,
+                resume=arguments.resume,
+                is_main=ranks.is_main,
+                log_writer=log,
+                stop_request=stop,
+                build=build,
+                leaving=leaving,
+            )
+            if ranks.world_size == 1:  # several agree on it in the loop
+                stage.stop_point()
+            metrics = main(loaded.config, stage)
         ranks.first_decides(lambda: finish_build(build, metrics, stage.tokenizer, stage.rates, started, log))
     except BaseException as error:
         if ranks.is_main and not arguments.dry_run:

@@ -2,14 +2,12 @@
 Verification: is this folder what a stage wrote, would I get the same now, and what does it stand on?
 
 A `Verifier` is one phase of one program: within it every file is hashed once and every folder judged once.
-The steps run cheapest first, so a truncated file costs no hashing (P19).
 
     verifier = Verifier(workspace)
     verifier.artifact(Path("data/demo/packed"))     # integrity of the folder itself
     verifier.chain(Path("checkpoints/demo/base"))   # that, currency, and the same for everything below it
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +17,8 @@ from utils.pipeline.config import LoadedConfig, StageConfig, input_folders, load
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.guards import GUARDS, MANIFEST
-from utils.pipeline.hashing import hash_files
-from utils.pipeline.manifest import Manifest, compute_key, files_in, read_manifest
+from utils.pipeline.listed import judge_files
+from utils.pipeline.manifest import Manifest, compute_key, read_manifest
 from utils.pipeline.revisions import kept, known_revisions, resolve
 from utils.pipeline.verdict import OK, Change, Verdict, shown, worst
 from utils.pipeline.workspace import Workspace
@@ -104,10 +102,7 @@ class Verifier:
         self._sources: dict[tuple, str] = {}
 
     def artifact(self, folder: Path, mode: Mode | None = None) -> tuple[Manifest | None, Verdict]:
-        """
-        Whether `folder` is what its manifest says (P19); the manifest comes along when it could be
-        read.
-        """
+        """Whether `folder` is what its manifest says (P19); its manifest comes along if it could be read."""
         folder, mode = self.workspace.path(folder), mode or self.mode
         known = self._artifacts.get(folder)
         if known is None or (mode, known[0]) == ("full", "cached"):
@@ -122,7 +117,8 @@ class Verifier:
         manifest, verdict = self._read(folder)
         if manifest is None or not verdict.good:
             return manifest, verdict
-        return manifest, self._judge_files(folder, manifest, mode)
+        cache = self.workspace.digest_cache if mode == "cached" else None
+        return manifest, judge_files(folder, manifest, cache)
 
     def manifest(self, folder: Path) -> Manifest | None:
         """The manifest of `folder` as far as it can be read, without looking at the files that it lists."""
@@ -138,26 +134,6 @@ class Verifier:
         if partial.is_dir():
             return Verdict("incomplete", f"unfinished build in {self.workspace.relative(partial)}")
         return Verdict("missing")
-
-    def _judge_files(self, folder: Path, manifest: Manifest, mode: Mode) -> Verdict:
-        listed = {output.path: output for output in manifest.outputs}
-        present = list(files_in(folder))
-        missing = [path for path in listed if not os.path.lexists(folder / path)]
-        irregular = [path for path in present if not _is_regular(folder, path)]
-        early = (
-            GUARDS["G4"](missing, len(listed))
-            or GUARDS["G9"](irregular)
-            or GUARDS["G7"]([path for path in present if path not in listed])
-        )
-        if early:
-            return early
-        sizes = [(path, output.bytes, (folder / path).stat().st_size) for path, output in listed.items()]
-        if wrong := GUARDS["G5"](sizes):
-            return wrong
-        cache = self.workspace.digest_cache if mode == "cached" else None
-        found = hash_files([folder / path for path in listed], cache)
-        rows = [(path, output.sha256, found[folder / path].sha256) for path, output in listed.items()]
-        return GUARDS["G6"](rows) or OK
 
     def currency(self, folder: Path, manifest: Manifest) -> Verdict:
         """Whether the stage would build this again now: config file, inputs and sources as they are (P20)."""
@@ -315,12 +291,6 @@ def apply_waivers(link: Link, waivers: Sequence[Mapping]) -> Link:
             detail = f'{link.verdict.detail}, not covered by the waiver for {given} ("{waiver["reason"]}")'
             return replace(link, verdict=replace(link.verdict, detail=detail))
     return link
-
-
-def _is_regular(folder: Path, path: str) -> bool:
-    """A plain file, not a link, whose real place is inside the folder."""
-    place = folder / path
-    return place.is_file() and not place.is_symlink() and place.resolve().is_relative_to(folder.resolve())
 
 
 def verify_artifact(folder: Path, workspace: Workspace, mode: Mode = "full") -> Verdict:
