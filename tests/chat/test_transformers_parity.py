@@ -57,7 +57,7 @@ def test_ids_and_masks_equal_on_the_probes(encoder: ChatEncoder, reference: PreT
         assert_equal(encoder, reference, tuple(Message(*turn) for turn in turns))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(st.lists(spoken, min_size=2, max_size=4).filter(lambda turns: len(turns) % 2 == 0))
 def test_ids_and_masks_equal_on_any_text(
     encoder: ChatEncoder, reference: PreTrainedTokenizerBase, turns: list[str]

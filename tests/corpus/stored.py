@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.config.corpus import FieldMapping
+from utils.config.corpus_sources import FieldMapping
 from utils.corpus.blocks import BlockSettings
 from utils.corpus.dedup import permutations
 from utils.corpus.documents import Documents

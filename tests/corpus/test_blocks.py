@@ -87,7 +87,7 @@ def test_sketch_and_signature_are_those_of_the_text():
     assert np.array_equal(kept.signature, sign(hashes, values))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.binary(max_size=40) | st.text(max_size=60).map(lambda t: json.dumps({"text": t}).encode()),

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config.corpus import CorpusConfig
@@ -37,7 +37,6 @@ def test_what_a_source_lacks_goes_to_the_others_as_they_are_weighted():
     assert budget().shares([None, 5_000, None]) == [12_000, 8_000, 4_000]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 50), min_size=3, max_size=3),
     st.lists(st.one_of(st.none(), st.integers(0, 50_000)), min_size=3, max_size=3),
@@ -86,7 +85,6 @@ def test_redistribution_needs_enough_in_all():
         asked.check([23_999, 0, 0], [True] * 3, "now")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 50)), max_size=40), st.integers(0, 900))
 def test_take_is_by_hash_and_within_one_document(documents: list[tuple[int, int]], share: int):
     orders = np.array([order for order, _ in documents], np.uint64)

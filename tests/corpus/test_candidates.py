@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import utils.corpus.candidates as candidates
@@ -75,7 +75,6 @@ def test_documents_without_a_sketch_are_never_proposed(tmp_path: Path):
     assert proposed(documents, tmp_path / "pairs") == (set(), 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), max_size=60), st.integers(1, 9))
 def test_shared_keys_are_those_that_occur_twice(keys: list[int], per_block: int):
     def read():
@@ -87,7 +86,6 @@ def test_shared_keys_are_those_that_occur_twice(keys: list[int], per_block: int)
     assert found == sorted((key, i) for i, key in enumerate(keys) if keys.count(key) > 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_pairs_are_all_pairs_of_each_bucket(keys: list[int]):
     ordered = np.sort(np.array(keys, np.uint64))

@@ -22,7 +22,7 @@ PIECES = [
 MIXED = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 @given(TEXT | MIXED)
 def test_cleaning_twice_changes_nothing(text: str):
     assert clean(clean(text)) == clean(text)
@@ -55,7 +55,7 @@ code_line = st.tuples(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(code_line.map("".join), min_size=1, max_size=12), st.booleans())
 def test_newlines_tabs_and_indents_survive(lines: list[str], accented: bool):
     code = "\n".join(lines) + ("\n# caf\u00e9 \u00fc\u2581" if accented else "")
@@ -69,7 +69,7 @@ LINES = st.lists(TEXT | MIXED, max_size=5).map("\n".join)
 ONE_NEWLINE = re.compile("[\r\x85\u2028\u2029\v\f]")
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 @example("\u00c3\u00a1\u00e2\u20ac\u2122\u0152\n")  # mended otherwise without its newline
 @given(LINES)
 def test_leaving_out_lines_equals_ftfy_on_the_whole_text(text: str):

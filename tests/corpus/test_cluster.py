@@ -15,7 +15,7 @@ import pytest
 
 from tests.corpus.tiny import INLINE, ROOT, Tiny
 from utils.config.shared import ExecutorConfig
-from utils.corpus import cluster, sources
+from utils.corpus import cluster, shards, sources
 from utils.corpus.cluster import check_workers, shaping_versions
 from utils.corpus.executor import open_executor, ordered_map
 from utils.pipeline.errors import StageError
@@ -37,7 +37,7 @@ def dask(folder: Path) -> Iterator[tuple[str, Start]]:
 
     scheduler = folder / "scheduler.json"
     start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(scheduler))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not scheduler.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     address = json.loads(scheduler.read_text())["address"]
@@ -59,7 +59,7 @@ def _wait_for(address: str, count: int) -> None:
     from distributed import Client
 
     with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(count, timeout=60)
+        client.wait_for_workers(count, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_cluster_gives_the_same_bytes(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(shards, "BLOCK_ROWS", 20)
     tiny, on_dask = Tiny(tmp_path), {"kind": "dask", "address": address}
     tiny.write_books()
     here = tiny.run("20_prepare_corpus", tiny.corpus_config())

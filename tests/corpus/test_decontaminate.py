@@ -39,7 +39,7 @@ def test_planted_sentences_are_all_found_and_none_in_clean_text(tmp_path: Path):
         assert find_hits(TextView(f"{start} {end}"), index) == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from("abcd"), max_size=40), st.lists(st.sampled_from("abcd"), min_size=5, max_size=12)
 )

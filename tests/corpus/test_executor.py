@@ -58,6 +58,17 @@ def test_exception_of_a_task_is_raised_and_not_tried_again():
     assert tries == [1, 0]
 
 
+def blocked(_: int) -> set[signal.Signals]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_worker_is_deaf_before_its_first_instruction_and_the_coordinator_is_not():
+    with open_executor(ExecutorConfig(workers=1)) as executor:
+        (inherited,) = ordered_map(executor, blocked, [0])
+    assert {signal.SIGINT, signal.SIGTERM} <= inherited
+    assert not {signal.SIGINT, signal.SIGTERM} & blocked(0)
+
+
 def die_once(marker: str) -> str:
     """Kill the worker the first time, answer the second."""
     if marker and not Path(marker).exists():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from utils.config.corpus import FieldMapping
+from utils.config.corpus_sources import FieldMapping
 from utils.corpus.fields import (
     Mapping,
     check_fields,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.corpus.measures import MEASURES, num_sentences, repeated_ngram_share, top_ngram_share
@@ -11,7 +11,6 @@ from utils.corpus.textview import TextView
 small_words = st.lists(st.sampled_from(["a", "bb", "ccc", "d"]), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
 @given(small_words, st.integers(2, 4))
 def test_top_ngram_equals_counting(tokens: list[str], n: int):
     grams = [" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
@@ -20,7 +19,6 @@ def test_top_ngram_equals_counting(tokens: list[str], n: int):
     assert top_ngram_share(TextView(" ".join(tokens)), n) == expected
 
 
-@settings(deadline=None)
 @given(small_words, st.integers(2, 10))
 def test_repeated_ngrams_equal_the_published_loop(tokens: list[str], n: int):
     seen, characters, at = set(), 0, 0

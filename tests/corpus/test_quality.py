@@ -4,7 +4,7 @@ Quality rules: a text just inside and just outside of each, presets, order, and 
 
 import pytest
 
-from utils.config.corpus import RULE_NAMES
+from utils.config.corpus_sources import RULE_NAMES
 from utils.corpus.quality import PRESETS, judge, resolve_rules
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

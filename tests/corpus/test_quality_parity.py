@@ -10,7 +10,7 @@ of words with a letter is another quantity and falls below 0.8 in one chapter of
 import pytest
 
 from tests.corpus.real import book_texts
-from utils.config.corpus import RULE_NAMES
+from utils.config.corpus_sources import RULE_NAMES
 from utils.corpus.clean import clean
 from utils.corpus.quality import judge, resolve_rules
 

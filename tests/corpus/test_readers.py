@@ -104,8 +104,15 @@ def test_byte_order_marks_and_data_objects(tmp_path: Path, form: str, codec: str
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
 def test_empty_files_have_no_rows(tmp_path: Path, form: str, codec: str):
     (tmp_path / f"a.{form}{codec}").write_bytes(CODECS[codec](b""))
-    (tmp_path / f"b.{form}{codec}").write_bytes(b"")
-    assert read(tmp_path / f"a.{form}{codec}") == read(tmp_path / f"b.{form}{codec}") == []
+    (tmp_path / f"b.{form}").write_bytes(b"")
+    assert read(tmp_path / f"a.{form}{codec}") == read(tmp_path / f"b.{form}") == []
+
+
+@pytest.mark.parametrize("codec", [".gz", ".zst"])
+def test_an_archive_without_a_byte_is_damaged(tmp_path: Path, codec: str):
+    (tmp_path / f"a.jsonl{codec}").write_bytes(b"")
+    with pytest.raises(DataError, match=f"a.jsonl{codec} is damaged: it has no bytes"):
+        read(tmp_path / f"a.jsonl{codec}")
 
 
 def test_several_members_and_frames_are_one_file(tmp_path: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.corpus.pairs import vocabulary
@@ -24,7 +24,6 @@ def test_split_vectors():
     assert in_validation(hashes, 0.1444).tolist() == [True, False]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=20), st.floats(0.001, 0.999))
 def test_split_is_the_exact_quotient(hashes: list[int], fraction: float):
     from fractions import Fraction
@@ -33,7 +32,6 @@ def test_split_is_the_exact_quotient(hashes: list[int], fraction: float):
     assert in_validation(np.array(hashes, np.uint64), fraction).tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.permutations(range(30)))
 def test_order_of_rows_moves_no_document(order: list[int]):
     hashes = np.array([unit_hash("split", 0, f"g{i}") for i in range(30)], np.uint64)

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from tests.corpus.tiny import INLINE, ROOT, Tiny, chapters, check_golden
-from utils.corpus import sources
+from utils.corpus import reading, sources
 
 STAGE = "20_prepare_corpus"
 
@@ -56,6 +56,19 @@ def test_kill_9_resumes_to_the_same_digest(tiny: Tiny, capsys: pytest.CaptureFix
     resumed = tiny.run(STAGE, tiny.corpus_config())
     assert "resuming" in capsys.readouterr().out
     assert resumed.output_digest == tiny.run(STAGE, tiny.corpus_config(output="data/whole")).output_digest
+
+
+def test_a_bound_that_was_too_tight_costs_no_reading(tiny: Tiny, capsys: pytest.CaptureFixture):
+    """What was read stands, and the result is that of a run from scratch."""
+    tight, wide = {"val_fraction": 0.2, "min_val_documents": 200}, {"val_fraction": 0.3}
+    assert "; what was read is kept" in refusal(tiny, capsys, tiny.corpus_config(split=tight), 4)
+    assert committed(tiny)
+    config = tiny.corpus_config(split=wide, shards={"compression": "gzip"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reading, "_work", None)  # nobody may work on a block again
+        manifest = tiny.run(STAGE, config)
+    assert "resuming" in capsys.readouterr().out
+    assert manifest.output_digest == tiny.run(STAGE, config | {"output": "data/scratch"}).output_digest
 
 
 def test_groups_stay_on_one_side_and_every_row_is_accounted_for(tiny: Tiny):

@@ -10,7 +10,7 @@ from utils.corpus.textview import TextView
 small_words = st.lists(st.sampled_from(["a", "bb", "ccc", "d"]), max_size=60)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(small_words, st.integers(1, 10))
 def test_recurring_ngrams_equal_counting(words: list[str], n: int):
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

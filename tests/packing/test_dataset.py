@@ -15,7 +15,7 @@ from utils.pipeline.errors import UpstreamError
 from utils.training.loss import IGNORED, next_token_targets
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(2, 30), min_size=6, max_size=30),
     st.sampled_from(["best_fit", "concat"]),
@@ -80,7 +80,7 @@ def numbered_documents(lengths: list[int]) -> list[EncodedBlock]:
     return [EncodedBlock(ids, lengths, lengths, lengths, names, ["books"] * len(lengths))]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda lengths: sum(lengths) > 20),
     st.sampled_from(["best_fit", "concat"]),

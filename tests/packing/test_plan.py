@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.packing.plan import best_fit_rows, plan_best_fit
@@ -24,7 +24,6 @@ def naive_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-@settings(deadline=None)
 @given(lengths_lists, st.integers(39, 60))
 def test_equals_the_naive_rule(lengths: list[int], row_tokens: int):
     plan = plan_best_fit(np.array(lengths), row_tokens)
@@ -45,7 +44,6 @@ def test_no_items_no_rows():
     assert len(plan_best_fit(np.array([], int), 8)) == 0
 
 
-@settings(deadline=None)
 @given(lengths_lists, st.integers(2, 50))
 def test_every_transition_once_and_no_id_lost(lengths: list[int], row_tokens: int):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -63,7 +61,6 @@ def test_every_transition_once_and_no_id_lost(lengths: list[int], row_tokens: in
     assert sorted(transitions) == [(i, i + 1) for i in range(int(offsets[-1]) - 1) if i + 1 not in ends]
 
 
-@settings(deadline=None)
 @given(lengths_lists, st.integers(2, 50))
 def test_a_document_that_fits_is_never_cut(lengths: list[int], row_tokens: int):
     rows = best_fit_rows(np.concatenate([[0], np.cumsum(lengths)]), row_tokens)

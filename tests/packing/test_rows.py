@@ -28,7 +28,7 @@ def write(folder: Path, rows: list[list[tuple[int, int]]], split: str = "train")
     return RowsDataset(folder, split, FINGERPRINT)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(documents)
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[tuple[int, int]]]

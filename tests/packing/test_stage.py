@@ -14,6 +14,7 @@ import zstandard
 
 from tests.corpus.tiny import INLINE, ROOT, Tiny, check_golden
 from tests.tokenizer.conftest import make_gpt2_style, make_llama2_style
+from utils.corpus import shards
 from utils.packing.dataset import PackedDataset, verify_packed
 from utils.tokenizer.frozen import FrozenTokenizer
 
@@ -50,10 +51,12 @@ def test_documents_come_back_as_the_corpus(tiny: Tiny, mode: str):
         check_golden(STAGE, manifest)
 
 
-def test_any_number_of_workers_gives_the_same_bytes(tiny: Tiny):
-    executors = [INLINE, {"workers": 1}, {"workers": 2}]
+def test_any_number_of_workers_gives_the_same_bytes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    whole = tiny.run(STAGE, tiny.pack_config(output="data/one_block")).output_digest
+    monkeypatch.setattr(shards, "BLOCK_ROWS", 20)
+    executors = [INLINE, {"workers": 1}, {"workers": 2}, {"workers": 4}]
     configs = [tiny.pack_config(output=f"data/packed{i}", executor=e) for i, e in enumerate(executors)]
-    assert len({tiny.run(STAGE, config).output_digest for config in configs}) == 1
+    assert {tiny.run(STAGE, config).output_digest for config in configs} == {whole}
 
 
 @pytest.mark.parametrize("commits", [1, 2, 3])

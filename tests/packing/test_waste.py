@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.packing.waste import alternatives, concat_cuts, concat_unused, padding_fraction
@@ -10,7 +10,6 @@ from utils.packing.waste import alternatives, concat_cuts, concat_unused, paddin
 lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
 @given(lengths_lists, st.integers(1, 30))
 def test_concat_cuts_are_documents_that_fit_and_are_whole_in_no_row(lengths: list[int], row_tokens: int):
     starts = np.cumsum([0, *lengths])
@@ -21,7 +20,6 @@ def test_concat_cuts_are_documents_that_fit_and_are_whole_in_no_row(lengths: lis
     assert concat_cuts(np.array(lengths), row_tokens) == len(cut)
 
 
-@settings(deadline=None)
 @given(lengths_lists, st.integers(1, 30))
 def test_concat_leaves_less_than_a_row_unused(lengths: list[int], row_tokens: int):
     used = sum(lengths) - concat_unused(np.array(lengths), row_tokens)

@@ -24,7 +24,7 @@ def test_user_text_cannot_forge_a_turn(tokenizer: FrozenTokenizer):
     assert tokenizer.decode([1, 4, *tokenizer.encode_text(["hi"])[0], 5, 2]) == "hi"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_every_text_round_trips_without_unknowns(tokenizer: FrozenTokenizer, text: str):
     ids = tokenizer.encode_text([text])[0]
@@ -33,7 +33,7 @@ def test_every_text_round_trips_without_unknowns(tokenizer: FrozenTokenizer, tex
 
 
 @pytest.mark.parametrize("name", ["gpt2", "unigram", "llama2"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts)
 def test_every_text_round_trips_in_other_tokenizers(name: str, request: pytest.FixtureRequest, text: str):
     tokenizer = request.getfixturevalue(name)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.corpus.tiny import ROOT
@@ -79,7 +79,6 @@ def lines_of(sizes: list[int]) -> list[bytes]:
     return [json.dumps({"id": f"id{i}", "text": f"{i:04d}" + "x" * n}).encode() for i, n in enumerate(sizes)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 900), st.integers(0, 3))
 def test_the_sample_is_the_shortest_beginning_by_hash_that_is_large_enough(
     sizes: list[int], sample_bytes: int, seed: int

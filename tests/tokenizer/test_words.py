@@ -26,7 +26,7 @@ def spaced(tmp_path_factory: pytest.TempPathFactory) -> FrozenTokenizer:
         return FrozenTokenizer(make_tokenizer(tmp_path_factory.mktemp("spaced"), 340))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(parts=st.lists(WORDS, max_size=12))
 def test_ids_are_those_of_the_whole_text(
     tokenizer: FrozenTokenizer, spaced: FrozenTokenizer, parts: list[str]

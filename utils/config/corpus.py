@@ -6,136 +6,31 @@ Config of stage 20: where text comes from, what is removed from it, how it is sp
                  {"name": "stories", "kind": "generated", "dataset": "stories", "preset": "short"}]}
 """
 
-from typing import Annotated, ClassVar, Literal, get_args
+import json
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from utils.config.corpus_sources import AnySource
 from utils.config.installed import installed_code
 from utils.config.shared import ExecutorConfig
 from utils.pipeline.config import InputFolder, OutputFolder, Runtime, Section, StageConfig
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
-Preset = Literal["web", "prose", "short"]
-RuleName = Literal[
-    "too_few_words", "too_many_words", "word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines",
-    "ellipsis_lines", "alphabetic_words", "stop_words", "repeated_lines", "repeated_paragraphs",
-    "repeated_line_characters", "repeated_paragraph_characters", "top_2gram", "top_3gram", "top_4gram",
-    "repeated_5gram", "repeated_6gram", "repeated_7gram", "repeated_8gram", "repeated_9gram",
-    "repeated_10gram", "line_rules", "lorem_ipsum", "curly_bracket", "too_few_sentences", "line_punctuation",
-    "short_lines", "duplicate_line_characters", "newline_ratio",
+# the languages of py3langid's model
+LANGUAGES = [
+    "ace", "af", "am", "an", "ar", "ary", "arz", "as", "az", "ba", "bcl", "be", "bg", "bn", "br", "bs",
+    "ca", "crh", "cs", "cy", "da", "de", "dz", "el", "en", "eo", "es", "et", "eu", "ext", "fa", "fi", "fo",
+    "fr", "fuv", "fy", "ga", "gcf", "gcr", "gd", "gl", "gom", "grc", "gu", "gug", "guw", "ha", "hbo", "he",
+    "hi", "hr", "ht", "hu", "hy", "id", "ig", "is", "it", "ja", "jv", "ka", "kab", "kik", "kk", "km", "kn",
+    "ko", "ku", "ky", "la", "lb", "lg", "lij", "ln", "lo", "lt", "ltg", "lv", "mg", "mk", "ml", "mn", "mr",
+    "ms", "mt", "my", "ne", "nl", "nn", "no", "nso", "oc", "om", "or", "pa", "pcm", "pl", "ps", "pt", "qu",
+    "ro", "ru", "rw", "sa", "sdh", "se", "si", "sk", "sl", "sn", "so", "sq", "sr", "st", "sv", "sw", "ta",
+    "te", "tg", "th", "tk", "tl", "tr", "tt", "ug", "uk", "ur", "uz", "uzs", "vec", "vi", "vo", "wa", "wuu",
+    "xh", "yo", "yue", "zh", "zu", "zxx",
 ]  # fmt: skip
-RULE_NAMES: tuple[str, ...] = get_args(RuleName)
-
-
-class FieldMapping(Section):
-    """Which fields of a row hold what; a name may be a dotted path (`answer.text`)."""
-
-    text: str | list[str] = "text"
-    """Field of the text, or several that are joined with a blank line."""
-    group: str = ""
-    """
-    Documents with equal values stay on one side of the split (chapters of a book); "" makes each its own
-    group.
-    """
-    id: str = ""
-    """Field kept as `meta.id`, so that a document can be traced to its row."""
-    url: str = ""
-    """Field kept as `meta.url`."""
-    language: str = ""
-    """Field kept as `meta.language`: recorded, not trusted."""
-    keep: list[str] = []
-    """Further fields kept in `meta` under their own names."""
-    optional: list[Literal["group", "id", "url", "language"]] = []
-    """Mapped fields that a source may lack altogether, as in a folder that mixes jsonl and txt."""
-
-
-class SourceSection(Section):
-    """What all kinds of sources share."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    """Name of the source in shards, stats and cards."""
-    weight: float = Field(default=1.0, gt=0)
-    """Share of the budget, relative to the other sources; without a budget it must be 1."""
-    licence: str = ""
-    """Licence of the texts, for the data card."""
-    preset: Preset = "prose"
-    """Thresholds of the quality rules: `web`, `prose` or `short` (texts of a few sentences)."""
-    rules: dict[RuleName, float | tuple[float, float] | Literal["off"]] = {}
-    """
-    Thresholds that replace those of the preset: a number (a pair for `word_length`), or "off". That of
-    `line_rules` is the longest word, in characters, that a line may hold.
-    """
-    max_removed_fraction: float = Field(default=0.95, gt=0, le=1)
-    """
-    Fail when more than this share of the rows is removed before deduplication: the mapping is probably wrong.
-    """
-
-    @field_validator("rules")
-    @classmethod
-    def _pairs_where_there_are_two_bounds(cls, value: dict) -> dict:
-        for name, threshold in value.items():
-            if threshold != "off" and isinstance(threshold, tuple) != (name == "word_length"):
-                wanted = "a pair such as [3, 10]" if name == "word_length" else "one number"
-                raise ValueError(f'"{name}" needs {wanted}, or "off"')
-        return value
-
-
-class LocalSource(SourceSection):
-    """Files: .jsonl .json .csv .parquet .txt .md, each plain, .gz or .zst."""
-
-    kind: Literal["local"]
-    """Files on this machine."""
-    paths: list[str] = Field(min_length=1)
-    """Globs relative to the repository root; their matches are read in byte order of their paths."""
-    fields: FieldMapping = FieldMapping()
-    """Field mapping of jsonl, json, csv and parquet rows."""
-    split_on: str = ""
-    """
-    Cut .txt and .md files into documents at this literal (for example "<|endoftext|>"); "" = one per file.
-    """
-
-
-class GeneratedSource(SourceSection):
-    """Text rows of a stage-10 artifact, the input `generated`."""
-
-    kind: Literal["generated"]
-    """A dataset written by stage 10."""
-    dataset: str = "stories"
-    """Name of the dataset in that artifact; its mode must be `text`."""
-
-
-class HubSource(SourceSection):
-    """Rows of a Hugging Face dataset, streamed; remote code is never run."""
-
-    kind: Literal["hub"]
-    """A dataset of the Hub."""
-    id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """Name of the dataset, such as "HuggingFaceFW/fineweb-edu"."""
-    subset: str = ""
-    """Configuration of the dataset; "" = its default."""
-    split: str = "train"
-    """Split of the dataset."""
-    revision: str = "main"
-    """Branch, tag or commit; resolved to a commit before reading, which is what enters the key."""
-    fields: FieldMapping = FieldMapping()
-    """Field mapping of the rows."""
-
-
-class DocstringSource(SourceSection):
-    """Docstrings of installed Python packages: real English without a network, different on every machine."""
-
-    kind: Literal["docstrings"]
-    """Installed Python code."""
-    packages: list[str] = []
-    """
-    Top-level packages of the standard library or site-packages, such as "json"; [] = everything installed.
-    """
-
-
-AnySource = Annotated[
-    LocalSource | HubSource | GeneratedSource | DocstringSource, Field(discriminator="kind")
-]
 
 
 class CorpusInputs(Section):
@@ -172,7 +67,7 @@ class CleanConfig(Section):
 class LanguageConfig(Section):
     """Which languages stay; identified offline on three windows of 1,000 characters."""
 
-    keep: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = []
+    keep: list[str] = []
     """
     ISO 639 codes, such as "en"; [] keeps all and identifies none. The rule `stop_words`, which is about
     English, is asked only where "en" alone is kept.
@@ -181,6 +76,13 @@ class LanguageConfig(Section):
     """Least mean probability over the windows."""
     on_unknown: Literal["keep", "remove"] = "keep"
     """What happens to texts of fewer than 20 letters."""
+
+    @field_validator("keep")
+    @classmethod
+    def _codes_that_are_ever_found(cls, value: list[str]) -> list[str]:
+        if unknown := sorted(set(value) - set(LANGUAGES)):
+            raise ValueError(f'no language is called "{unknown[0]}"; there are: {", ".join(LANGUAGES)}')
+        return value
 
 
 class EvaluationSet(Section):
@@ -292,6 +194,11 @@ class CorpusConfig(StageConfig):
             raise ValueError('budget.count "tokenizer" and inputs.tokenizer need each other')
         return self
 
+    @classmethod
+    def only_adds(cls, before: Mapping, after: Mapping) -> bool:
+        """Whether the rows that were read under `before` are those of `after`."""
+        return _that_shapes_rows(before) == _that_shapes_rows(after)
+
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
         """
         External data: local files, datasets of the Hub, the identity of installed code, evaluation
@@ -311,3 +218,16 @@ class CorpusConfig(StageConfig):
         for one in self.decontaminate.against:
             external.append(ExternalSource.evaluation_set(one.name, one.paths, workspace))
         return external
+
+
+def _that_shapes_rows(semantic: Mapping) -> str:
+    """
+    A semantic view without what is first asked when all rows are read, cleaned, judged and sketched: bounds,
+    sizes and shares. With a budget, what is no duplicate decides how far to read.
+    """
+    view = {name: value for name, value in semantic.items() if name != "shards"}
+    view["split"] = semantic["split"]["by"]
+    view["sources"] = [dict(source) | {"max_removed_fraction": None} for source in semantic["sources"]]
+    if not semantic["budget"]["tokens"]:
+        view["deduplicate"] = dict(semantic["deduplicate"]) | {"similarity": None}
+    return json.dumps(view, sort_keys=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from utils.config.corpus import FieldMapping
+from utils.config.corpus_sources import FieldMapping
 from utils.corpus.sources import RawBlock
 from utils.pipeline.errors import ConfigError
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from glob import glob
 
-from utils.config.corpus import AnySource, CorpusConfig, EvaluationSet
+from utils.config.corpus import CorpusConfig, EvaluationSet
+from utils.config.corpus_sources import AnySource
 from utils.corpus.blocks import BlockSettings, Tokenizer
 from utils.corpus.clean import clean
 from utils.corpus.decontaminate import IndexReference, SetCounts, build_index

@@ -12,9 +12,10 @@ or dies. A task writes nothing, so a worker may go at any moment.
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -34,7 +35,8 @@ class ProcessWorkers(Workers):
 
     def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
         try:
-            return self._pool.submit(function, *args, **kwargs)
+            with _deaf():  # the pool starts its processes when the first tasks come
+                return self._pool.submit(function, *args, **kwargs)
         except BrokenProcessPool as error:
             broken: Future = Future()
             broken.set_exception(error)
@@ -59,6 +61,19 @@ class ProcessWorkers(Workers):
         self._pool = ProcessPoolExecutor(
             self._workers, mp_context=context, initializer=_start_worker, initargs=(self._held_by_workers,)
         )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """
+    Start processes that are deaf to Ctrl-C from their first instruction on: they inherit what is blocked
+    here. Another thread of this process hears the signal meanwhile.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(lifeline: Connection) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from utils.config.corpus import RULE_NAMES
+from utils.config.corpus_sources import RULE_NAMES
 from utils.corpus.line_rules import drop_lines
 from utils.corpus.measures import MEASURES
 from utils.corpus.textview import TextView

@@ -69,13 +69,14 @@ def check_validation(split_hashes: np.ndarray, num_val: int, min_val_documents: 
     """DataError when validation is too small, with the fraction that would do."""
     if num_val >= min_val_documents:
         return
+    lower = " or lower split.min_val_documents" if min_val_documents > 1 else ""
     if len(split_hashes) <= min_val_documents:
         raise DataError(
             f"{len(split_hashes):,} documents are left, validation alone asks for {min_val_documents}",
-            fix="add text or lower split.min_val_documents",
+            fix="add text" + lower,
         )
     needed = int(np.sort(split_hashes)[min_val_documents - 1]) / 2**64
     raise DataError(
         f"validation has {num_val} documents, split.min_val_documents asks for {min_val_documents}",
-        fix=f"set split.val_fraction to {needed + 0.0001:.4f} or lower split.min_val_documents",
+        fix=f"set split.val_fraction to {needed + 0.0001:.4f}{lower}; what was read is kept",
     )

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from utils.config.corpus import AnySource, CorpusConfig
+from utils.config.corpus import CorpusConfig
+from utils.config.corpus_sources import AnySource
 from utils.corpus.budget import Budget
 from utils.corpus.decontaminate import SetCounts
 from utils.corpus.documents import Documents

@@ -14,6 +14,7 @@ processes.
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from math import inf
@@ -51,6 +52,34 @@ class HasRows(Protocol):
     def rows(self, indices: np.ndarray) -> Batch: ...
 
 
+class Quota:
+    """
+    Which dataset comes next, so that in every prefix of the draws each of m datasets is less than one row
+    from its share: at most 1 - 1 / (2m - 2) (Tijdeman, The chairman assignment problem, Discrete Mathematics
+    32, 1980). Of the datasets that are owed at least 1 / (2m - 2) row, the one comes that would first be owed
+    too much; ties to the larger debt, then to the lowest index.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.shares = integer_weights(weights)
+        self.counts = [0] * len(self.shares)
+
+    @property
+    def drawn(self) -> int:
+        return sum(self.counts)
+
+    def take(self) -> int:
+        """Advance by one draw and return its dataset. All amounts are in units of 2^-32 / (2m - 2) row."""
+        parts, following = max(1, 2 * len(self.shares) - 2), self.drawn + 1
+        row, best = parts * _ONE, (inf, 0, 0)
+        for dataset, (share, count) in enumerate(zip(self.shares, self.counts, strict=True)):
+            debt = parts * following * share - row * count
+            if debt >= _ONE:  # the more it is owed and the larger its share, the fewer draws it can wait
+                best = min(best, (-((debt + _ONE - row) // (parts * share)), -debt, dataset))
+        self.counts[best[2]] += 1
+        return best[2]
+
+
 class Mixture:
     """
     The row order of a run. ConfigError for an empty dataset, a weight of 0, or a batch no rank can share.
@@ -63,22 +92,21 @@ class Mixture:
                     f"data.{i} has {source.num_rows} rows and weight {source.weight}; both must be above 0"
                 )
         self.sources, self.seed, self.batch_rows = list(sources), seed, batch_rows
-        self._shares = integer_weights([source.weight for source in sources])
-        if 0 in self._shares:
-            i = self._shares.index(0)
+        self._quota = Quota([source.weight for source in sources])
+        if 0 in self._quota.shares:
+            i = self._quota.shares.index(0)
             raise ConfigError(
                 f"data.{i} has weight {sources[i].weight}, too little beside the others to be read"
             )
-        self._counts = [0] * len(sources)
 
     @property
     def rows_drawn(self) -> int:
-        return sum(self._counts)
+        return self._quota.drawn
 
     def epochs(self, num_steps: int) -> list[float]:
         """Return, for each dataset, how often a run of so many steps reads it, to within one row."""
         drawn = num_steps * self.batch_rows
-        pairs = zip(self._shares, self.sources, strict=True)
+        pairs = zip(self._quota.shares, self.sources, strict=True)
         return [drawn * share / _ONE / source.num_rows for share, source in pairs]
 
     def epochs_line(self, names: Sequence[str], num_steps: int) -> str:
@@ -99,9 +127,15 @@ class Mixture:
         mine = slice(rank * size, (rank + 1) * size)
         return Draws(draws.dataset[mine], draws.row[mine])
 
+    def at(self, cursor: dict) -> Draws:
+        """All rows of the step that starts at a saved position, which this mixture itself does not go to."""
+        other = copy(self)
+        other.restore(cursor)
+        return other.next_step()
+
     def cursor(self) -> dict:
         """Return the position for a checkpoint (D49)."""
-        return {"rows_drawn": self.rows_drawn, "counts": list(self._counts)} | self._identity()
+        return {"rows_drawn": self.rows_drawn, "counts": list(self._quota.counts)} | self._identity()
 
     def restore(self, cursor: dict) -> None:
         """Go to a saved position. StageError names the field that is not the one of this run."""
@@ -115,7 +149,7 @@ class Mixture:
             raise StageError(
                 f"the checkpoint's counts {cursor['counts']} do not add up to {cursor['rows_drawn']} rows"
             )
-        self._counts = list(cursor["counts"])
+        self._quota.counts = list(cursor["counts"])
 
     def _identity(self) -> dict:
         digests = [source.output_digest for source in self.sources]
@@ -123,22 +157,12 @@ class Mixture:
         return {"datasets": digests, "weights": weights, "seed": self.seed, "batch_rows": self.batch_rows}
 
     def _draw(self, num_draws: int) -> Draws:
-        first = list(self._counts)
-        dataset = np.array([self._next_dataset() for _ in range(num_draws)], np.int64)
+        first = list(self._quota.counts)
+        dataset = np.array([self._quota.take() for _ in range(num_draws)], np.int64)
         row = np.empty(num_draws, np.int64)
         for d, source in enumerate(self.sources):
-            row[dataset == d] = _rows_of(source, self.seed, first[d], self._counts[d])
+            row[dataset == d] = _rows_of(source, self.seed, first[d], self._quota.counts[d])
         return Draws(dataset, row)
-
-    def _next_dataset(self) -> int:
-        """Take the dataset with the largest (k + 1) W - count 2^32 for draw k, ties to the lowest index."""
-        following = self.rows_drawn + 1
-        debts = [
-            following * share - count * _ONE for share, count in zip(self._shares, self._counts, strict=True)
-        ]
-        taken = debts.index(max(debts))
-        self._counts[taken] += 1
-        return taken
 
 
 def read_draws(datasets: Sequence[HasRows], draws: Draws) -> Batch:
