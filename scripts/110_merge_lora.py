@@ -1,9 +1,10 @@
 """
-110 -- merge: fold the adapter into the weights of its base, and measure that nothing changed.
+110 -- merge: fold an adapter into weights, and measure that nothing changed.
 
     python scripts/110_merge_lora.py --config config/demo/110_merge_lora.json
 
-Reads   the base (50), an adapter or a full fine-tune (70, 90), held-out conversations (60)
+Reads   the base (50), an adapter, a model with adapters of its own or a full fine-tune (70, 90), held-out
+        conversations (60)
 Writes  model.safetensors, config.json, generation_config.json, the adapter's tokenizer set, MODEL_CARD.md,
 manifest.json
 """
@@ -12,6 +13,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,12 +31,13 @@ TOKENIZER_SET = (
 
 def main(config: MergeConfig, stage: Stage) -> dict:
     from utils.export.card import merged_card
+    from utils.export.merge import has_own_adapters
     from utils.models.adapt import is_adapter
     from utils.pipeline.lineage import lineage_of
 
     tuned = stage.input("adapter")
     copy_files(tuned, stage.partial, [name for name in TOKENIZER_SET if (tuned.path / name).is_file()])
-    if is_adapter(tuned.path):
+    if is_adapter(tuned.path) or has_own_adapters(tuned.path):
         metrics = merge(config, stage)
     else:
         weights = [
@@ -52,8 +55,7 @@ def main(config: MergeConfig, stage: Stage) -> dict:
 
 def merge(config: MergeConfig, stage: Stage) -> dict:
     """
-    Merge, write, load again, and compare the written model with base plus adapter on held-out
-    conversations.
+    Merge, write, load again, and compare the written model with the adapted one on held-out conversations.
     """
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
@@ -65,15 +67,12 @@ def merge(config: MergeConfig, stage: Stage) -> dict:
         within_memory,
         write_merged,
     )
-    from utils.models.adapt import attach_adapter
     from utils.models.load import load_model
     from utils.packing.rows import RowsDataset
-    from utils.serving.adapters import recorded_base, refuse_other_base
     from utils.tokenizer.frozen import FrozenTokenizer
 
-    base, tuned = stage.input("base"), stage.input("adapter")
-    refuse_other_base(stage.name, recorded_base(tuned.manifest).output_digest, base.manifest.output_digest)
-    adapted = attach_adapter(load_model(base.path), tuned.path).eval()
+    tuned = stage.input("adapter")
+    adapted = open_adapted(stage).eval()
     encoder = ChatEncoder(ChatTemplate.load(tuned.file("chat_template.jinja")), FrozenTokenizer(tuned.path))
 
     held_out = RowsDataset(stage.input("prompts").path, "val")
@@ -85,6 +84,19 @@ def merge(config: MergeConfig, stage: Stage) -> dict:
     measured = parity(before, sequence_logits(load_model(stage.partial), sequences))
     require_parity(measured, config.dtype, config.verify.max_mean_kl)
     return {"mode": "merged", "dtype": config.dtype, "prompts": len(sequences), **asdict(measured)}
+
+
+def open_adapted(stage: Stage) -> Any:
+    """The adapted model: base and adapter together, or one model with adapters of its own."""
+    from utils.models.adapt import attach_adapter, is_adapter
+    from utils.models.load import load_model
+    from utils.serving.adapters import recorded_base, refuse_other_base
+
+    base, tuned = stage.input("base"), stage.input("adapter")
+    if not is_adapter(tuned.path):
+        return load_model(tuned.path)
+    refuse_other_base(stage.name, recorded_base(tuned.manifest).output_digest, base.manifest.output_digest)
+    return attach_adapter(load_model(base.path), tuned.path)
 
 
 def copy_files(source, target: Path, names: list[str]) -> None:

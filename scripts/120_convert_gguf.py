@@ -20,6 +20,7 @@ from utils.config.gguf import GGUFConfig
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.stage import Stage, run_stage
 
+WOULD_CONVERT = 'would convert: "activation": "silu" and adapter none, dense, or fly with active_ranks = rank'
 METRICS = ("bytes", "mean_kl", "p99_kl", "top1_agreement", "perplexity", "checkpoint_perplexity")
 
 
@@ -34,7 +35,7 @@ def main(config: GGUFConfig, stage: Stage) -> dict:
     from utils.tokenizer.frozen import FrozenTokenizer
 
     model = stage.input("model")
-    refuse_obstacles(model.path)
+    refuse_obstacles(model.path, stage.workspace.relative(model.path))
     read_config(model.path)  # refuses what llama.cpp cannot express before anything is loaded
     tokenizer = FrozenTokenizer(model.path)
     encoder = ChatEncoder(ChatTemplate.load(model.file("chat_template.jinja")), tokenizer)
@@ -59,21 +60,18 @@ def main(config: GGUFConfig, stage: Stage) -> dict:
     }
 
 
-def refuse_obstacles(folder: Path) -> None:
+def refuse_obstacles(folder: Path, shown: str) -> None:
     """ConfigError that names everything in the model that llama.cpp has no graph for."""
     from transformers import AutoConfig
 
-    from utils.models.presets import gguf_obstacles
+    from utils.models.presets import gguf_obstacles, in_columns
 
     if not (folder / "config.json").is_file():
         return
     found = gguf_obstacles(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
     if found:
-        raise ConfigError(
-            "\n  ".join([f"llama.cpp cannot express {folder.name}", *found]),
-            fix='train with "activation": "silu", or run the checkpoint as it is: '
-            f"python tools/chat.py --model {folder.as_posix()}",
-        )
+        lines = in_columns([*found, WOULD_CONVERT, f"runs as it is: python tools/serve.py --model {shown}"])
+        raise ConfigError("\n  ".join([f"120_convert_gguf cannot express {shown}", *lines]))
 
 
 def gather_evidence(config: GGUFConfig, stage: Stage, checkpoint: Any, encoder: Any, tokenizer: Any) -> Any:

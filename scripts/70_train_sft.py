@@ -28,6 +28,7 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.optim.groups import build_optimizer
     from utils.optim.schedule import Schedule
     from utils.tokenizer.frozen import FrozenTokenizer
+    from utils.training.attention import resolve_attention
     from utils.training.conversations import TrainedTokenLoss
     from utils.training.examine_tuning import AnswerExaminer
     from utils.training.loop import Trainer
@@ -48,16 +49,15 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     fill = sum(each.fill * each.num_rows for each in train) / plan.num_rows
     stage.log("budget", f"{plan.describe()}; fill {fill:.2f}; {schedule.describe()}")
 
-    model = load_model(base.path)
+    model = load_model(base.path, resolve_attention(config, machine.device, machine.precision).resolved)
     check_context(train + val, model.config.max_position_embeddings)
-    model = prepare_for_tuning(model, config.tuning, encoder.marker_ids).to(machine.device)
+    model = prepare_for_tuning(model, config.tuning, encoder.marker_ids, config.seed).to(machine.device)
     trained, total = count_trainable(model)
     stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
     rows = mixed_rows(config, stage, train, plan)
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     loss = TrainedTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
-    stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = AnswerExaminer(trainer, batches, *held_out_questions(config, stage, encoder))
 

@@ -29,6 +29,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     from utils.preferences.losses import dpo_loss, dpo_start
     from utils.preferences.measures import check_start, measure
     from utils.tokenizer.frozen import FrozenTokenizer
+    from utils.training.attention import resolve_attention
     from utils.training.examine_tuning import PreferenceExaminer
     from utils.training.loop import Trainer
     from utils.training.machine import Machine
@@ -50,7 +51,8 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
 
-    model = open_policy(config, stage).to(machine.device)
+    attention = resolve_attention(config, machine.device, machine.precision).resolved
+    model = open_policy(config, stage, attention).to(machine.device)
     check_context(train + val, model.config.max_position_embeddings)
     trained, total = count_trainable(model)
     stage.log("model", f"adapter {config.adapter}: {trained:,} of {total:,} parameters are trained")
@@ -62,7 +64,6 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     objective = PreferenceObjective(loss, reference, config.optimizer.follows_entropy)
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, objective)
-    stage.log("device", f"{machine.describe()}, sdpa, micro-batch {trainer.micro_rows} rows")
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = PreferenceExaminer(trainer, batches, reference, partial(measure, loss=loss))
 
@@ -83,7 +84,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     stage.set_tokenizer(data[0].manifest.tokenizer)
     if stage.is_main:
         write_model(config, stage, model, encoder, metrics)
-    if config.adapter != "none":
+    if config.adapter == "new" or (config.adapter == "continue" and stage.has_input("base")):
         role = "base" if stage.has_input("base") else "model"
         metrics["adapter_base"] = {"role": role, "output_digest": stage.input(role).manifest.output_digest}
     return metrics
@@ -120,7 +121,7 @@ def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], plan: 
     return MixtureRows(mixture, partial(read_pair_draws, train))
 
 
-def open_policy(config: PreferencesConfig, stage: Stage) -> Any:
+def open_policy(config: PreferencesConfig, stage: Stage, attention: str) -> Any:
     """The supervised model, ready to be trained further without dropout."""
     from utils.models.adapt import (
         LoRAShape,
@@ -130,6 +131,7 @@ def open_policy(config: PreferencesConfig, stage: Stage) -> Any:
         merge_adapter,
         without_dropout,
     )
+    from utils.models.flylora import adapters_of, freeze_base
     from utils.models.load import load_model
     from utils.pipeline.errors import ConfigError
     from utils.serving.adapters import recorded_base, refuse_other_base
@@ -143,14 +145,16 @@ def open_policy(config: PreferencesConfig, stage: Stage) -> Any:
         refuse_other_base(
             stage.name, recorded_base(tuned.manifest).output_digest, base.manifest.output_digest
         )
-        model = attach_adapter(load_model(base.path), tuned.path, trainable=True)
-    elif config.adapter == "continue":
-        raise ConfigError(
-            f'adapter "continue": input "model" ({tuned.path.name}) holds no adapter',
-            fix='use "new" or "none"',
-        )
+        model = attach_adapter(load_model(base.path, attention), tuned.path, trainable=True)
     else:
-        model = load_model(tuned.path)
+        model = load_model(tuned.path, attention)
+        if config.adapter == "continue":
+            if next(adapters_of(model), None) is None:
+                raise ConfigError(
+                    f'adapter "continue": input "model" ({tuned.path.name}) holds no adapter',
+                    fix='use "new" or "none"',
+                )
+            freeze_base(model)
     if config.adapter != "continue" and is_adapter(tuned.path):
         model = merge_adapter(model)
     if config.adapter == "new":

@@ -14,6 +14,7 @@ from kernels.resolution import resolve_kernel
 from utils.pipeline.errors import StageError
 
 IMPLEMENTATIONS = ["torch", "triton"]
+BAND = 4096  # entries around an output: as many as a tile of a kernel holds
 ERA = partial(era_glu, gamma=0.1)
 
 
@@ -218,6 +219,38 @@ def test_kernels_read_and_write_only_the_rows_of_each_expert(device):
     found = launch_weight_products(grad, x, offsets)
     expected = torch.stack([grad[:7].T @ x[:7], torch.zeros(21, 13, device=device), grad[7:].T @ x[7:]])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(19, 13, 21), (64, 32, 64), (1, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_fill_their_outputs_and_nothing_around_them(shape, dtype, monkeypatch, device):
+    """Outputs and offsets lie between bands: a store outside destroys one, a place left out stays NaN."""
+    from kernels import moe_triton
+
+    bands = []
+
+    def between_bands(*sizes, dtype, device):
+        count = torch.Size(sizes).numel()
+        whole = torch.full((count + 2 * BAND,), torch.nan, dtype=dtype, device=device)
+        bands.append((whole[:BAND], whole[-BAND:]))
+        return whole[BAND : BAND + count].view(sizes)
+
+    class Torch:
+        empty, bfloat16 = staticmethod(between_bands), torch.bfloat16
+
+    (rows, inner, outer), generator = shape, torch.Generator().manual_seed(0)
+    x, grad, weight = (
+        torch.randn(size, generator=generator).to(device, dtype)
+        for size in ((rows, inner), (rows, outer), (3, outer, inner))
+    )
+    around = torch.full((3 + 2 * BAND,), 10**6, dtype=torch.int32, device=device)
+    offsets = around[BAND : BAND + 3].copy_(torch.tensor([rows // 3, rows // 3, rows]))
+    monkeypatch.setattr(moe_triton, "torch", Torch)
+    products = moe_triton.launch_products(x, weight, offsets)
+    sums = moe_triton.launch_weight_products(grad, x, offsets)
+    assert products.isfinite().all() and sums.isfinite().all() and len(bands) == 2
+    assert all(band.isnan().all() for pair in bands for band in pair)
+    assert (around[:BAND] == 10**6).all() and (around[-BAND:] == 10**6).all()
 
 
 def test_the_interpreter_multiplies_bf16_wrongly(device):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from utils.config.sft import TuningConfig
 from utils.models.adapt import (
@@ -24,6 +24,8 @@ from utils.models.adapt import (
     without_dropout,
     write_adapter,
 )
+from utils.models.load import load_model, save_model
+from utils.models.vesper import VesperConfig, VesperForCausalLM
 from utils.pipeline.errors import ConfigError, UpstreamError
 
 IDS = torch.tensor([[1, 4, 9, 5, 7, 30]])
@@ -142,3 +144,88 @@ def test_dropout_can_be_switched_off_for_good() -> None:
     assert not torch.equal(logits(model), logits(model))
     without_dropout(model)
     assert torch.equal(logits(model), logits(model))
+
+
+def tiny_experts(kind: str) -> nn.Module:
+    """Mixtral or VesperLM with three experts of two kinds of matrices, fused."""
+    torch.manual_seed(0)
+    config_class, model_class = {
+        "mixtral": (MixtralConfig, MixtralForCausalLM),
+        "vesper": (VesperConfig, VesperForCausalLM),
+    }[kind]
+    config = config_class(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, pad_token_id=3, tie_word_embeddings=True, num_local_experts=3,
+        num_experts_per_tok=2, initializer_range=0.2,
+    )  # fmt: skip
+    return model_class(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "vesper"])
+def test_experts_get_an_adapter_each(tmp_path: Path, kind: str) -> None:
+    """All linear layers means the fused experts too: trained, saved, attached, stacked and merged."""
+    plain = logits(tiny_experts(kind))
+    model = add_adapter(tiny_experts(kind), SHAPE, token_rows=[4, 5])
+    assert torch.equal(logits(model), plain)
+    attention, one_expert = 4 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32), 4 * (32 + 96 + 48 + 32)
+    assert count_trainable(model)[0] == 2 * (attention + 3 * one_expert) + 2 * 32
+    before = logits(stir(model))
+    (tmp_path / "first").mkdir()
+    save_tuned(model, tmp_path / "first", "base", stop_ids=[2])
+    attached = attach_adapter(tiny_experts(kind), tmp_path / "first", trainable=True)
+    assert torch.equal(logits(attached), before)
+    attached(input_ids=IDS).logits.square().sum().backward()
+    experts = [p for name, p in attached.named_parameters() if ".experts." in name and "lora_" in name]
+    assert len(experts) == 8 and all(p.grad.any() for p in experts)
+
+    merged = merge_adapter(attached)
+    torch.testing.assert_close(logits(merged), before, atol=1e-5, rtol=0)
+    save_model(merged, tmp_path / "merged")
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged").eval()), before, atol=1e-5, rtol=0)
+    second = stir(add_adapter(merged, LoRAShape(2, 16)), seed=2)
+    (tmp_path / "both").mkdir()
+    save_tuned(second, tmp_path / "both", "base", stop_ids=[2], below=tmp_path / "first")
+    both = attach_adapter(tiny_experts(kind), tmp_path / "both")
+    torch.testing.assert_close(logits(both), logits(second), atol=1e-5, rtol=0)
+
+
+def test_the_adapter_of_an_expert_is_its_own_product() -> None:
+    """What PEFT adds to expert e is (alpha / r) B_e A_e, and nothing to the others."""
+    model = add_adapter(tiny_experts("vesper"), LoRAShape(4, 8, target_modules=["down_proj"]))
+    wrapper = model.base_model.model.model.layers[0].mlp.experts
+    a, b = (each["default"].weight.data for each in (wrapper.lora_A, wrapper.lora_B))
+    b.unflatten(1, (4, 3))[:, :, 1] = torch.randn(32, 4)  # columns by rank and expert
+    update = wrapper.get_delta_weight("default")
+    expected = 2.0 * b.unflatten(1, (4, 3))[:, :, 1] @ a.unflatten(0, (3, 4))[1]
+    torch.testing.assert_close(update[1], expected)
+    assert not update[0].any() and not update[2].any()
+
+
+def test_experts_can_be_left_out_and_take_no_dropout() -> None:
+    attention = LoRAShape(2, 2, dropout=0.1, target_modules=["q_proj", "v_proj"])
+    model = add_adapter(tiny_experts("vesper"), attention)
+    assert not any(".experts." in name for name, p in model.named_parameters() if p.requires_grad)
+    with pytest.raises(ConfigError, match="not possible on the experts .down_proj, gate_up_proj."):
+        add_adapter(tiny_experts("vesper"), LoRAShape(2, 2, dropout=0.1))
+    with pytest.raises(ConfigError, match='no linear layer is called "w1"') as refused:
+        add_adapter(tiny_experts("mixtral"), LoRAShape(2, 2, target_modules=["w1"]))
+    assert refused.value.fix == "available: down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"
+
+
+def test_only_the_named_rows_of_an_embedding_move() -> None:
+    """Whatever the optimizer does with a gradient of zero, and with a tied head that sees every row."""
+    tuning = TuningConfig(mode="adapter", adapter={"kind": "dense", "rank": 2, "targets": ["q_proj"]})
+    model = prepare_for_tuning(tiny_experts("vesper"), tuning, [4, 5])
+    before = model.get_input_embeddings().weight.detach().clone()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=IDS).logits.logsumexp(-1).sum().backward()
+        optimizer.step()
+    moved = (model.get_input_embeddings().weight != before).any(1).nonzero().flatten()
+    assert moved.tolist() == [4, 5]
+    without = prepare_for_tuning(
+        tiny_experts("vesper"), tuning.model_copy(update={"train_markers": False}), [4]
+    )
+    trained = {name.rpartition(".")[2] for name, p in without.named_parameters() if p.requires_grad}
+    assert trained == {"lora_A", "lora_B"}

@@ -15,6 +15,7 @@ from utils.models.presets import (
     flops_per_token,
     gguf_obstacles,
     load_architecture,
+    obstacle_view,
     plan_training,
     quantizes_to_k,
     readable,
@@ -172,6 +173,44 @@ def test_what_llama_cpp_cannot_compute(values, cause):
     assert found.startswith(cause)
     shape = architecture("vesper_tiny", activation=values["hidden_act"], gamma=None)
     assert describe_gguf(shape) == f"no GGUF: {found}"
+
+
+ALL_RANKS, SOME_RANKS = {"kind": "fly", "active_ranks": 32}, {"kind": "fly"}
+ERA = "activation era (gamma 0.1): llama.cpp's llama graph computes SiLU only"
+PER_TOKEN = "adapter fly, 8 of 32 ranks: depends on the token, cannot be merged"
+UNMERGED = "not merged into the weights"
+
+
+@pytest.mark.parametrize("experts", [{}, {"moe": {"num_experts": 4, "experts_per_token": 2}}])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"family": "llama"}, []),
+        ({"activation": "silu"}, []),
+        ({"activation": "silu", "adapter": {"kind": "dense"}}, [f"adapter dense, rank 16: {UNMERGED}"]),
+        ({"activation": "silu", "adapter": ALL_RANKS}, [f"adapter fly, rank 32: {UNMERGED}"]),
+        (
+            {"activation": "silu", "adapter": SOME_RANKS},
+            [PER_TOKEN],
+        ),
+        ({}, [ERA]),
+        ({"activation": "gelu_tanh"}, ["activation gelu_tanh: llama.cpp's llama graph computes SiLU only"]),
+        (
+            {"adapter": SOME_RANKS},
+            [ERA, "adapter fly, 8 of 32 ranks: depends on the token, cannot be merged"],
+        ),
+    ],
+)
+def test_every_variant_has_its_obstacles(changes, expected, experts):
+    """Of the architecture before training, and of what the built model writes into config.json."""
+    document = architecture("demo").model_dump(exclude={"moe", "activation", "gamma", "adapter"})
+    document |= {"family": "vesper", "hidden_size": 32, "ffn_size": 32, "num_layers": 1} | experts | changes
+    shape = type(architecture("demo")).model_validate(document)
+    assert gguf_obstacles(obstacle_view(shape)) == expected
+    model = build_model(shape, 16, {})
+    if shape.adapter:
+        model.adapt(shape.adapter.model_copy(update={"targets": ("q_proj",)}), seed=0)
+    assert gguf_obstacles(model.config.to_dict()) == expected
 
 
 def test_llama_and_silu_have_no_obstacle():

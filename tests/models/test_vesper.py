@@ -75,6 +75,8 @@ def test_gates_are_their_formulas():
     for kind, expected in formulas.items():
         found = GatedUnit(VesperConfig(**SIZES, hidden_act=kind, gamma=0.25))(x, up)
         torch.testing.assert_close(found, expected * up, rtol=0, atol=1e-9)
+    gelu_tanh = GatedUnit(VesperConfig(**SIZES, hidden_act="gelu_tanh"))(x, up)
+    torch.testing.assert_close(gelu_tanh, F.gelu(x, approximate="tanh") * up, rtol=0, atol=1e-12)
     zero = GatedUnit(VesperConfig(**SIZES, hidden_act="era", gamma=0.0))(x, up)
     assert torch.equal(zero, GatedUnit(VesperConfig(**SIZES, hidden_act="gelu_tanh"))(x, up))
     with pytest.raises(ValueError, match='"relu" is none of'):

@@ -18,7 +18,7 @@ BALANCE_STEP = 1e-3
 
 
 class AdapterConfig(Section):
-    """One kind of adapter on every linear layer with one of the names in `targets`."""
+    """One kind of adapter on every linear layer, and every expert's matrix, with a name in `targets`."""
 
     kind: Literal["dense", "fly"]
     """

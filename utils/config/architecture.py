@@ -88,6 +88,16 @@ class Architecture(Section):
         return self.activation or ("silu" if self.family == "llama" else "era")
 
     @property
+    def attention_width(self) -> int:
+        """Outputs of the query projection."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Outputs of the key projection, and of that of the values."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
     def softplus_share(self) -> float:
         """The gamma that runs."""
         return DEFAULT_GAMMA if self.gamma is None else self.gamma

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils.config.sft import AdapterConfig, TuningData, TuningRun
+from utils.config.sft import LoRAConfig, TuningData, TuningRun
 from utils.pipeline.config import InputFolder, Section
 
 AUTO_LEARNING_RATES = {"full": 5e-7, "lora": 5e-6}
@@ -42,8 +42,8 @@ class PreferencesConfig(TuningRun):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs assumed to be labelled the wrong way round."""
     adapter: Literal["new", "continue", "none"] = "new"
-    """A new LoRA adapter on top of the model, the model's own adapter trained further, or all weights."""
-    lora: AdapterConfig = AdapterConfig()
+    """A new LoRA adapter on top of the model, the adapter that it has trained further, or all weights."""
+    lora: LoRAConfig = LoRAConfig()
     """Shape of a new adapter; it trains without dropout, so that policy and reference see the same."""
     reference: Literal["cached", "adapter_off"] = "cached"
     """
@@ -52,6 +52,12 @@ class PreferencesConfig(TuningRun):
     """
     max_chosen_drop_nats: float = Field(20.0, gt=0)
     """A warning is printed when chosen answers lose more log-probability than this against the reference."""
+
+    @model_validator(mode="after")
+    def _answers_stay_apart(self) -> Self:
+        if self.document_attention == "full":
+            raise ValueError('document_attention "full": both answers of a pair share a row')
+        return self
 
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:

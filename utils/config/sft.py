@@ -1,22 +1,23 @@
 """
-Config of stage 70: supervised fine-tuning, full or LoRA.
+Config of stage 70: supervised fine-tuning of all weights, of a LoRA adapter, or of VesperLM's own adapters.
 
     {"output": "checkpoints/demo/sft",
      "inputs": {"base": "checkpoints/demo/base", "data": [{"path": "data/demo/sft"}]},
      "tuning": {"mode": "lora", "rank": 16, "alpha": 32}, "row_tokens": 256, "epochs": 2.0}
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from utils.config.adapter import AdapterConfig
 from utils.config.training import TrainingConfig
-from utils.pipeline.config import InputFolder, Section
+from utils.pipeline.config import InputFolder, Neutral, Section
 
-AUTO_LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
+AUTO_LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "adapter": 2e-4}
 
 
-class AdapterConfig(Section):
+class LoRAConfig(Section):
     """Low-rank updates W + (alpha / rank) B A of frozen matrices (Hu 2021, arXiv 2106.09685)."""
 
     rank: int = Field(16, ge=1)
@@ -24,18 +25,32 @@ class AdapterConfig(Section):
     alpha: float = Field(32.0, gt=0)
     """Scale of the update; alpha / rank multiplies B A."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Every linear layer but the head, or names such as "q_proj"."""
+    """Every linear layer but the head, or names such as "q_proj"; experts are "gate_up_proj", "down_proj"."""
 
 
-class TuningConfig(AdapterConfig):
-    """What of the base is trained; everything but `mode` counts for "lora" only."""
+class TuningConfig(LoRAConfig):
+    """What of the base is trained; rank, alpha, dropout and target_modules count for "lora" only."""
 
-    mode: Literal["full", "lora"] = "lora"
-    """All weights, or low-rank updates of the linear layers."""
+    mode: Literal["full", "lora", "adapter"] = "lora"
+    """
+    All weights, low-rank updates of the linear layers in a folder of their own, or adapters that are a part
+    of the model (VesperLM only).
+    """
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of A."""
     train_markers: bool = True
-    """LoRA: also train the embedding rows of the template's control tokens, which a base has never seen."""
+    """
+    Where the base is frozen: also train the embedding rows of the template's control tokens, which it has
+    never seen.
+    """
+    adapter: Annotated[AdapterConfig | None, Neutral(None)] = None
+    """Mode "adapter": what is attached to the base. Left out: the adapters that it has train further."""
+
+    @model_validator(mode="after")
+    def _adapter_belongs_to_its_mode(self) -> Self:
+        if self.adapter and self.mode != "adapter":
+            raise ValueError(f'adapter belongs to mode "adapter", this is "{self.mode}"')
+        return self
 
 
 class TuningData(Section):
@@ -92,3 +107,11 @@ class SFTConfig(TuningRun):
     """Validation prompts that are answered greedily after each evaluation, into samples.jsonl."""
     sample_tokens: int = Field(64, ge=1)
     """Longest sampled answer."""
+
+    @model_validator(mode="after")
+    def _no_row_decays_untrained(self) -> Self:
+        if self.tuning.mode == "adapter" and self.optimizer.decay_embeddings:
+            raise ValueError(
+                'optimizer.decay_embeddings would move rows that tuning.mode "adapter" leaves alone'
+            )
+        return self

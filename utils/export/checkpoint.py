@@ -43,6 +43,7 @@ def read_config(folder: Path) -> dict:
     config = _with_defaults(folder)  # config.json leaves out what equals a class default
     expressible_values = {
         "hidden_act": (config["hidden_act"], "silu"),
+        "adapter": (config.get("adapter"), None),
         "attention_bias": (config.get("attention_bias", False), False),
         "mlp_bias": (config.get("mlp_bias", False), False),
         "sliding_window": (config.get("sliding_window"), None),

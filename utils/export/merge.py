@@ -1,7 +1,7 @@
 """
 Fold an adapter into the weights of its base, and measure that the merged model is the adapted one.
 
-    merged = merge_adapter(adapted)                              # PeftModel -> plain transformers model
+    merged = merge_adapter(adapted)                              # PeftModel or VesperLM -> plain model
     parity(reference_logits, merged_logits).mean_kl              # about 1e-12 in float32
 
 The reference logits are taken before merging (merging changes the base in place), the others from the written
@@ -38,12 +38,22 @@ class Parity:
     tokens: int
 
 
+def has_own_adapters(folder: Path) -> bool:
+    """Whether the model in `folder` has low-rank adapters as a part of itself."""
+    path = folder / "config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("adapter"))
+
+
 def merge_adapter(adapted: object) -> PreTrainedModel:
-    """The base with the adapter folded in, every weight finite. Changes `adapted` in place."""
+    """
+    The model with its adapters folded in, every weight finite. Changes `adapted` in place.
+
+    ConfigError for adapters of which each token uses some ranks only.
+    """
     import torch
 
     try:
-        merged = adapted.merge_and_unload(safe_merge=True)
+        merged = _folded(adapted)
     except ValueError as error:
         raise StageError(
             f"the adapter does not merge: {error}", fix="look at the training curves of the adapter"
@@ -55,6 +65,13 @@ def merge_adapter(adapted: object) -> PreTrainedModel:
             fix="train the adapter again with a smaller learning rate",
         )
     return merged
+
+
+def _folded(adapted: object) -> PreTrainedModel:
+    if hasattr(adapted, "merge_and_unload"):
+        return adapted.merge_and_unload(safe_merge=True)
+    adapted.merge_adapters()
+    return adapted
 
 
 def within_memory(sequences: Sequence[Sequence[int]], vocab_size: int) -> list[Sequence[int]]:

@@ -2,7 +2,8 @@
 LoRA on and off a model: wrap for training, save and attach adapters, fold two into one.
 
 Built on PEFT, so its users can load what we write. An adapter folder holds adapter_config.json and
-adapter_model.safetensors and never weights of the base; the manifest says which base it belongs to.
+adapter_model.safetensors and never weights of the base; the manifest says which base it belongs to. Experts
+that are fused into one parameter [E, n, m] get an A and a B each (PEFT's `target_parameters`).
 
     model = prepare_for_tuning(load_model(base), config.tuning, token_rows=[4, 5])
     save_tuned(model, folder, base_name="checkpoints/demo/base", stop_ids=[2, 5])
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from utils.config.sft import TuningConfig
+from utils.models.flylora import train_adapters
 from utils.models.load import save_model
 from utils.pipeline.errors import ConfigError, UpstreamError
 
@@ -39,12 +41,18 @@ class LoRAShape:
     target_modules: str | Sequence[str] = ALL_LINEAR
 
 
-def prepare_for_tuning(model: nn.Module, tuning: TuningConfig, token_rows: Sequence[int]) -> nn.Module:
-    """The model as stage 70 trains it: all weights, or frozen with a fresh adapter."""
+def prepare_for_tuning(
+    model: nn.Module, tuning: TuningConfig, token_rows: Sequence[int], seed: int = 0
+) -> nn.Module:
+    """The model as stage 70 trains it: all weights, or frozen with an adapter on it or in it."""
     if tuning.mode == "full":
         return model.requires_grad_(True)
-    shape = LoRAShape(tuning.rank, tuning.alpha, tuning.dropout, tuning.target_modules)
-    return add_adapter(model, shape, token_rows if tuning.train_markers else ())
+    rows = token_rows if tuning.train_markers else ()
+    if tuning.mode == "adapter":
+        return train_adapters(model, tuning.adapter, seed, rows)
+    return add_adapter(
+        model, LoRAShape(tuning.rank, tuning.alpha, tuning.dropout, tuning.target_modules), rows
+    )
 
 
 def save_tuned(
@@ -76,18 +84,25 @@ def add_adapter(model: nn.Module, shape: LoRAShape, token_rows: Sequence[int] = 
     The model frozen, with a fresh adapter that changes nothing yet (B = 0).
 
     `token_rows` are embedding rows that are trained as well; a tied head follows them. ConfigError for a
-    target that matches no linear layer.
+    target that matches no linear layer and no experts, and for dropout on experts, which PEFT has not.
     """
     if getattr(model.config, "adapter", None):
         raise ConfigError(
             "the model has adapters of its own; two kinds may not be mixed",
-            fix='train it with "tuning": {"mode": "full"}',
+            fix='tune it with "mode": "adapter" or "full"; stage 90 with "adapter": "continue" or "none"',
+        )
+    linear, experts = _targets(model, shape.target_modules)
+    if experts and shape.dropout:
+        raise ConfigError(
+            f"dropout {shape.dropout:g} is not possible on the experts ({', '.join(experts)})",
+            fix='set "dropout": 0, or name "target_modules" without them',
         )
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
         lora_dropout=shape.dropout,
-        target_modules=_targets(model, shape.target_modules),
+        target_modules=linear,
+        target_parameters=experts or None,
         bias="none",
         task_type="CAUSAL_LM",
         trainable_token_indices=sorted(token_rows) or None,
@@ -104,20 +119,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+def _targets(model: nn.Module, wanted: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Last names of the linear layers and of the fused experts that `wanted` means."""
     head = model.get_output_embeddings()
     linear = {
         name.split(".")[-1]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    chosen = linear if wanted == ALL_LINEAR else set(wanted)
-    if missing := sorted(chosen - linear):
+    experts = {name.split(".")[-1] for name, each in model.named_parameters() if each.ndim == 3}
+    chosen = linear | experts if wanted == ALL_LINEAR else set(wanted)
+    if missing := sorted(chosen - linear - experts):
         raise ConfigError(
             f'target_modules: no linear layer is called "{missing[0]}"',
-            fix=f"available: {', '.join(sorted(linear))}",
+            fix=f"available: {', '.join(sorted(linear | experts))}",
         )
-    return sorted(chosen)
+    return sorted(chosen & linear), sorted(chosen & experts)
 
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:
@@ -177,29 +194,31 @@ def stack_adapters(first: tuple[dict, dict], second: tuple[dict, dict]) -> tuple
     [A1; A2].
 
     So an adapter trained over merged weights can be published over the original base. Trained embedding rows
-    are those of `second` where it has any (they start from the first's), else those of `first`.
+    are those of `second` where it has any (they start from the first's), else those of `first`. The rows of
+    A are ordered by expert and rank, the columns of B by rank and expert; without experts there is one.
     """
     (config, tensors), (other_config, other) = first, second
+    for key in ("target_modules", "target_parameters"):
+        one, two = (sorted(part.get(key) or []) for part in (config, other_config))
+        if one != two:
+            raise ConfigError(
+                "a new adapter over an adapter must have the same target_modules",
+                fix=f"use {sorted({*one, *two})}",
+            )
+    ranks = config["r"], other_config["r"]
     scales = [part["lora_alpha"] / part["r"] for part in (config, other_config)]
-    stacked = {}
-    for name in sorted(set(tensors) | set(other)):
-        parts = [
-            (part[name], scale) for part, scale in zip((tensors, other), scales, strict=True) if name in part
-        ]
+    stacked = other | {name: each for name, each in tensors.items() if name not in other}
+    for name in sorted(tensors.keys() & other.keys()):
+        pair = tensors[name], other[name]
         if ".lora_A." in name:
-            stacked[name] = torch.cat([tensor for tensor, _ in parts])
+            parts = [each.unflatten(0, (-1, rank)) for each, rank in zip(pair, ranks, strict=True)]
+            stacked[name] = torch.cat(parts, dim=1).flatten(0, 1)
         elif ".lora_B." in name:
-            stacked[name] = torch.cat([tensor * scale for tensor, scale in parts], dim=1)
-        else:
-            stacked[name] = parts[-1][0]
-    rank = config["r"] + other_config["r"]
-    both = sorted({*config["target_modules"], *other_config["target_modules"]})
-    if set(config["target_modules"]) != set(other_config["target_modules"]):
-        raise ConfigError(
-            "a new adapter over an adapter must have the same target_modules", fix=f"use {both}"
-        )
+            scaled = [each * scale for each, scale in zip(pair, scales, strict=True)]
+            parts = [each.unflatten(1, (rank, -1)) for each, rank in zip(scaled, ranks, strict=True)]
+            stacked[name] = torch.cat(parts, dim=1).flatten(1, 2)
     rows = other_config["trainable_token_indices"] or config["trainable_token_indices"]
-    shape = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "trainable_token_indices": rows}
+    shape = {"r": sum(ranks), "lora_alpha": sum(ranks), "lora_dropout": 0.0, "trainable_token_indices": rows}
     return config | shape, stacked
 
 

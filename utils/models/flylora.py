@@ -22,7 +22,7 @@ dW = dW', dB = s dW' A^T, dA = s B^T dW'.
 n inputs, m outputs, r ranks, k active ranks, p non-zeros per row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.config.adapter import AdapterConfig
+from utils.models.expert_adapters import EXPERT_KINDS, ExpertAdapter, expert_weight
+from utils.models.presets import EXPERT_TARGETS
+from utils.models.ranks import ChoosesRanks, choose_ranks, draw_sparse
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.hashing import unit_hash
 
@@ -81,66 +84,28 @@ class DenseAdapter(Adapter):
         return F.linear(x, self.weight, self.bias) + F.linear(self.config.scale * inner, self.lora_B)
 
 
-class FlyAdapter(Adapter):
+class FlyAdapter(Adapter, ChoosesRanks):
     """
     y = W x + s sum of B[:, i] z_i over the k strongest ranks of each token.
 
-    Buffers: `columns` int32 [r, p], `values` fp32 [r, p], `offsets` fp32 [r] (the d above); they stay fp32
-    when the model changes its dtype; training moves the offsets. `counts` int64 [r] are the selections since
-    the last `rebalance`.
+    Buffers: `columns` int32 [r, p], `values` fp32 [r, p], `offsets` fp32 [r] (the d above).
     """
-
-    trained_buffers = ("offsets",)
 
     def __init__(self, linear: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__(linear, config)
-        rank, inputs = config.num_ranks, self.in_features
-        entries = max(1, round(config.row_density * inputs))
-        rows = [torch.randperm(inputs, generator=generator, device="cpu")[:entries] for _ in range(rank)]
-        values = torch.empty(rank, entries, device="cpu").normal_(0.0, 1 / rank, generator=generator)
-        place = "cpu" if self.weight.is_meta else self.weight.device
-        self.register_buffer("columns", torch.stack(rows).sort(dim=1).values.int().to(place))
-        self.register_buffer("values", values.to(place))
-        self.register_buffer("offsets", torch.zeros(rank, device=place))
-        # not a buffer: each process counts its own rows, and DDP copies buffers from the first process
-        self.counts: Tensor | None = None
-        self.counted: Tensor | None = None
+        self.hold_ranks(*draw_sparse(config, self.in_features, generator), like=self.weight)
 
     def projection(self) -> Tensor:
-        dense = torch.zeros(len(self.values), self.in_features, device=self.values.device)
-        return dense.scatter(1, self.columns.long(), self.values)
+        return self.sparse_projection(self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.linear(x, self.projection().to(x.dtype))
         if self.config.num_active_ranks < self.config.num_ranks:
-            chosen = self.choose(inner)
+            chosen = choose_ranks(inner, self.offsets, self.config)
             if self.counted is not None:
-                self._count(chosen)
+                self.add_counts((chosen & self.counted.unsqueeze(-1)).flatten(0, -2).sum(0))
             inner = inner * chosen
         return F.linear(x, self.weight, self.bias) + F.linear(self.config.scale * inner, self.lora_B)
-
-    @torch.no_grad()
-    def choose(self, inner: Tensor) -> Tensor:
-        """Which ranks each token uses, as booleans of the shape of z; ties go to the lower rank."""
-        scores = inner.float()
-        if self.config.score == "published":
-            scores = (scores + self.offsets).abs()
-        else:
-            scores = scores.abs() + (self.offsets if self.config.score == "magnitude" else 0.0)
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.config.num_active_ranks]
-        return torch.zeros_like(inner, dtype=torch.bool).scatter(-1, best, True)
-
-    @torch.no_grad()
-    def _count(self, chosen: Tensor) -> None:
-        counts = (chosen & self.counted.unsqueeze(-1)).flatten(0, -2).sum(0)
-        self.counts = counts if self.counts is None else self.counts + counts
-
-    def _apply(self, function, recurse=True):
-        kept = self.values, self.offsets
-        super()._apply(function, recurse)
-        if not self.values.is_meta:
-            self.values, self.offsets = (each.to(self.values.device) for each in kept)
-        return self
 
 
 KINDS = {"dense": DenseAdapter, "fly": FlyAdapter}
@@ -148,7 +113,8 @@ KINDS = {"dense": DenseAdapter, "fly": FlyAdapter}
 
 def attach_adapters(model: nn.Module, config: AdapterConfig, seed: int) -> None:
     """
-    Give every linear layer named in `targets` an adapter, in place; the model computes what it did before.
+    Give every linear layer, and every expert's matrix, named in `targets` an adapter, in place; the model
+    computes what it did before.
 
     Without `train_base` everything but the adapters is frozen. ConfigError for a target that names no linear
     layer, and for a model that has adapters already.
@@ -156,18 +122,66 @@ def attach_adapters(model: nn.Module, config: AdapterConfig, seed: int) -> None:
     if next(adapters_of(model), None):
         raise ConfigError("the model has adapters already", fix="merge them first")
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    names = {name.rpartition(".")[2] for name in linear}
+    fused = dict(fused_experts(model))
+    names = {name.rpartition(".")[2] for name in linear} | set(EXPERT_TARGETS if fused else ())
     if missing := [target for target in config.targets if target not in names]:
         available = ", ".join(sorted(names))
         raise ConfigError(
             f'adapter.targets: no linear layer is called "{missing[0]}"', fix=f"available: {available}"
         )
+
+    def generator_of(name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(unit_hash(f"adapter.{config.kind}", seed, name) >> 1)
+
     for name, module in linear.items():
         if name.rpartition(".")[2] in config.targets:
-            generator = torch.Generator().manual_seed(unit_hash(f"adapter.{config.kind}", seed, name) >> 1)
-            model.set_submodule(name, KINDS[config.kind](module, config, generator))
+            model.set_submodule(name, KINDS[config.kind](module, config, generator_of(name)))
+    for name, experts in fused.items():
+        for target in sorted(set(config.targets) & set(EXPERT_TARGETS)):
+            adapter = EXPERT_KINDS[config.kind](experts, target, config, generator_of(f"{name}.{target}"))
+            experts.adapters[target] = adapter
     if not config.train_base:
         freeze_base(model)
+
+
+def train_adapters(
+    model: nn.Module, config: AdapterConfig | None, seed: int, token_rows: Sequence[int] = ()
+) -> nn.Module:
+    """
+    The model with its own adapters trainable: new ones of `config`, or those that it has. Where they do not
+    train the base too, the embedding rows `token_rows` train with them.
+
+    ConfigError for a model that cannot have any, and for a new adapter on old ones.
+    """
+    if not hasattr(model, "adapt"):
+        raise ConfigError(
+            f'mode "adapter" needs a VesperLM; this model is a {model.config.model_type}',
+            fix='use "mode": "lora"',
+        )
+    if config is not None:
+        model.adapt(config, seed)
+    found = next(adapters_of(model), None)
+    if found is None:
+        raise ConfigError(
+            "the model has no adapters of its own", fix='say which: "adapter": {"kind": "dense"}'
+        )
+    if found.config.train_base:
+        return model.requires_grad_(True)
+    freeze_base(model)
+    if token_rows:
+        train_rows(model.get_input_embeddings(), token_rows)
+    return model
+
+
+def train_rows(embedding: nn.Embedding, rows: Sequence[int]) -> None:
+    """Let some rows of a frozen embedding train: the others never see a gradient other than zero."""
+    chosen = torch.tensor(sorted(rows))
+
+    def only_chosen(gradient: Tensor) -> Tensor:
+        places = chosen.to(gradient.device)
+        return torch.zeros_like(gradient).index_copy(0, places, gradient[places])
+
+    embedding.weight.requires_grad_(True).register_hook(only_chosen)
 
 
 def freeze_base(model: nn.Module) -> None:
@@ -176,9 +190,16 @@ def freeze_base(model: nn.Module) -> None:
         parameter.requires_grad_(name.endswith(("lora_A", "lora_B")))
 
 
-def adapters_of(model: nn.Module) -> Iterator[Adapter]:
-    """The adapted layers of a model, in its order."""
-    return (module for module in model.modules() if isinstance(module, Adapter))
+def adapters_of(model: nn.Module) -> Iterator[Adapter | ExpertAdapter]:
+    """The adapters of a model, in its order."""
+    return (module for module in model.modules() if isinstance(module, Adapter | ExpertAdapter))
+
+
+def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules whose experts take adapters: those with a dictionary for them."""
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "adapters", None), nn.ModuleDict):
+            yield name, module
 
 
 @contextmanager
@@ -188,7 +209,7 @@ def counted_selections(model: nn.Module, trained: Tensor) -> Iterator[None]:
 
     Run the backward pass outside, so that activation checkpointing does not count again.
     """
-    layers = [layer for layer in adapters_of(model) if isinstance(layer, FlyAdapter)]
+    layers = [layer for layer in adapters_of(model) if isinstance(layer, ChoosesRanks)]
     for layer in layers:
         layer.counted = trained
     try:
@@ -199,24 +220,9 @@ def counted_selections(model: nn.Module, trained: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def rebalance(model: nn.Module) -> None:
-    """d_i += step sign(mean(c) - c_i), with c the selections in all processes since the last call."""
-    layers = [layer for layer in adapters_of(model) if getattr(layer, "counts", None) is not None]
-    if not layers:
-        return
-    counts = torch.stack([layer.counts for layer in layers])
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(counts)
-    steps = (counts.double().mean(1, keepdim=True) - counts).sign().float()
-    for layer, step in zip(layers, steps, strict=True):
-        layer.offsets += layer.config.offset_step * step
-        layer.counts = None
-
-
-@torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
     """
-    Replace every adapter by the plain linear layer that computes the same, in place.
+    Fold every adapter into the plain weights that compute the same, in place.
 
     ConfigError for fly with k < r: its update depends on the token, so no matrix is equal to it.
     """
@@ -225,7 +231,7 @@ def merge_adapters(model: nn.Module) -> None:
         if active < rank:
             raise ConfigError(
                 f"adapter fly, {active} of {rank} ranks: depends on the token, cannot be merged",
-                fix='use adapter "dense", or "fly" with active_ranks = rank',
+                fix='train "dense", or "fly" with active_ranks = rank; or run the checkpoint as it is',
             )
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Adapter):
@@ -234,3 +240,7 @@ def merge_adapters(model: nn.Module) -> None:
             plain.weight = nn.Parameter(merged, requires_grad=layer.weight.requires_grad)
             plain.bias = layer.bias
             model.set_submodule(name, plain)
+    for _, experts in fused_experts(model):
+        for target, adapter in experts.adapters.items():
+            adapter.fold_into(expert_weight(experts, target))
+        experts.adapters.clear()

@@ -21,6 +21,8 @@ from utils.pipeline.errors import ConfigError
 from utils.pipeline.workspace import Workspace
 
 K_QUANT_BLOCK = 256
+EXPERT_TARGETS = ("gate_proj", "up_proj", "down_proj")
+CAUSE_COLUMN = 34
 REFERENCE_PARAMETERS = 23e6
 REFERENCE_BATCH_TOKENS = 32_768
 
@@ -48,8 +50,7 @@ def count_parameters(architecture: Architecture, vocab_size: int) -> ParameterCo
     experts 3 d f becomes E 3 d f + E d.
     """
     width, moe = architecture.hidden_size, architecture.moe
-    attention = architecture.num_heads * architecture.head_dim
-    keys = architecture.num_kv_heads * architecture.head_dim
+    attention, keys = architecture.attention_width, architecture.key_width
     rest, ffn = 2 * width * (attention + keys + 1), 3 * width * architecture.ffn_size
     router, experts, met = (
         (moe.num_experts * width, moe.num_experts, moe.experts_per_token) if moe else (0, 1, 1)
@@ -57,25 +58,30 @@ def count_parameters(architecture: Architecture, vocab_size: int) -> ParameterCo
     body, active = (
         architecture.num_layers * (rest + router + count * ffn) + width for count in (experts, met)
     )
-    extra = adapter_parameters(architecture)
-    body, active = body + extra, active + extra
+    body += adapter_parameters(architecture, experts)
+    active += adapter_parameters(architecture, met)
     tables = 1 if architecture.tie_embeddings else 2
     return ParameterCount(body + tables * vocab_size * width, body, active)
 
 
-def adapter_parameters(architecture: Architecture) -> int:
-    """Parameters of the adapters: r m for B on m outputs, and for dense r n for A on n inputs."""
+def adapter_parameters(architecture: Architecture, num_experts: int = 1) -> int:
+    """
+    Parameters of the adapters: r m for B on m outputs, and for dense r n for A on n inputs; those of the FFN
+    once per expert.
+    """
     adapter, width, ffn = architecture.adapter, architecture.hidden_size, architecture.ffn_size
     if adapter is None:
         return 0
-    attention = architecture.num_heads * architecture.head_dim
-    keys = architecture.num_kv_heads * architecture.head_dim
+    attention, keys = architecture.attention_width, architecture.key_width
     sides = {"q_proj": (width, attention), "k_proj": (width, keys), "v_proj": (width, keys)}
     sides |= {"o_proj": (attention, width), "gate_proj": (width, ffn), "up_proj": (width, ffn)}
     sides["down_proj"] = (ffn, width)
-    chosen = [sides[name] for name in set(adapter.targets) & sides.keys()]
-    dense = adapter.kind == "dense"
-    return architecture.num_layers * adapter.num_ranks * sum(m + (n if dense else 0) for n, m in chosen)
+    total = 0
+    for name in set(adapter.targets) & sides.keys():
+        inputs, outputs = sides[name]
+        times = num_experts if name in EXPERT_TARGETS else 1
+        total += times * (outputs + (inputs if adapter.kind == "dense" else 0))
+    return architecture.num_layers * adapter.num_ranks * total
 
 
 def flops_per_token(
@@ -86,17 +92,14 @@ def flops_per_token(
     meets), 12 L a T for attention, half of that when `causal` leaves out what the mask hides.
     """
     multiplied = count_parameters(architecture, vocab_size).active + vocab_size * architecture.hidden_size
-    attention = architecture.num_heads * architecture.head_dim
-    scores = (6 if causal else 12) * architecture.num_layers * attention * sequence_length
+    scores = (6 if causal else 12) * architecture.num_layers * architecture.attention_width * sequence_length
     return 6 * multiplied + scores
 
 
 def quantizes_to_k(architecture: Architecture) -> bool:
     """Whether every row is a multiple of 256, the block of llama.cpp's K-quants."""
-    attention = architecture.num_heads * architecture.head_dim
-    return all(
-        rows % K_QUANT_BLOCK == 0 for rows in (architecture.hidden_size, architecture.ffn_size, attention)
-    )
+    lengths = architecture.hidden_size, architecture.ffn_size, architecture.attention_width
+    return all(length % K_QUANT_BLOCK == 0 for length in lengths)
 
 
 def initial_deviation(architecture: Architecture) -> float:
@@ -264,6 +267,13 @@ def gguf_obstacles(config: Mapping) -> list[str]:
             else f"adapter {adapter.kind}, rank {ranks}: not merged into the weights"
         )
     return found
+
+
+def in_columns(obstacles: Sequence[str]) -> list[str]:
+    """Lines of `gguf_obstacles` as the columns of a refusal: what, and why not."""
+    return [
+        f"{cause:<{CAUSE_COLUMN}}{reason}" for cause, reason in (each.split(": ", 1) for each in obstacles)
+    ]
 
 
 def obstacle_view(architecture: Architecture) -> dict:

@@ -37,7 +37,9 @@ from kernels import era, moe
 from kernels.era import era_glu
 from kernels.resolution import Asked, Resolution
 from utils.config.adapter import AdapterConfig
-from utils.models.flylora import attach_adapters, counted_selections, rebalance
+from utils.models.expert_adapters import Routed
+from utils.models.flylora import attach_adapters, counted_selections, merge_adapters
+from utils.models.ranks import rebalance
 
 
 class VesperConfig(LlamaConfig):
@@ -115,14 +117,31 @@ class VesperExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
         self.unit = GatedUnit(config)
+        self.adapters = nn.ModuleDict()
 
     def forward(self, hidden_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Sum over the K experts of each token of weight x expert(token)."""
         sorted_MD, offsets_E, order_M = moe.permute(hidden_ND, chosen_NK, self.num_experts)
-        output_MD = moe.grouped_glu(
-            sorted_MD, self.gate_up_proj, self.down_proj, offsets_E, self.unit, self.kernel
-        )
+        if self.adapters:
+            rows = Routed(offsets_E, order_M // chosen_NK.shape[1], self.kernel)
+            output_MD = self._adapted(sorted_MD, rows)
+        else:
+            output_MD = moe.grouped_glu(
+                sorted_MD, self.gate_up_proj, self.down_proj, offsets_E, self.unit, self.kernel
+            )
         return moe.unpermute(output_MD, order_M, weights_NK)
+
+    def _adapted(self, sorted_MD: Tensor, rows: Routed) -> Tensor:
+        """What `moe.grouped_glu` does, with the updates of the adapters on each product."""
+
+        def updated(product: Tensor, target: str, x: Tensor) -> Tensor:
+            return product + self.adapters[target](x, rows) if target in self.adapters else product
+
+        hidden_M2F = moe.grouped_linear(sorted_MD, self.gate_up_proj, rows.offsets_E, self.kernel)
+        gate_MF, up_MF = hidden_M2F.chunk(2, dim=-1)
+        inner_MF = self.unit(updated(gate_MF, "gate_proj", sorted_MD), updated(up_MF, "up_proj", sorted_MD))
+        output_MD = moe.grouped_linear(inner_MF, self.down_proj, rows.offsets_E, self.kernel)
+        return updated(output_MD, "down_proj", inner_MF)
 
 
 class VesperSparseMoeBlock(nn.Module):
@@ -212,6 +231,11 @@ class VesperForCausalLM(VesperPreTrainedModel, GenerationMixin):
         """Attach fresh adapters, which change nothing yet, and say so in the config."""
         attach_adapters(self, adapter, seed)
         self.config.adapter = adapter.model_dump(mode="json", exclude_none=True)
+
+    def merge_adapters(self) -> None:
+        """Fold the adapters into the weights, where that is possible, and say so in the config."""
+        merge_adapters(self)
+        self.config.adapter = None
 
     def counting(self, real_BT: Tensor) -> AbstractContextManager[None]:
         """The region of a training pass in which adapters count the ranks that real tokens use."""
