@@ -11,11 +11,13 @@ asks only for what is missing, and so does one whose config only asks for more.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere
 
 from utils.config.generate import GenerateConfig
+from utils.pipeline.environment import code_modules
 from utils.pipeline.stage import Stage, run_stage
 from utils.pipeline.workspace import Workspace
 
@@ -23,7 +25,9 @@ from utils.pipeline.workspace import Workspace
 def main(config: GenerateConfig, stage: Stage) -> dict:
     from utils.generate.run import generate
 
-    generated = generate(config, stage.partial, stage.workspace, stage.log, lambda: stage.stopping)
+    with ThreadPoolExecutor(1) as beside:  # what the manifest says of the code, while replies are awaited
+        beside.submit(code_modules, stage.workspace.path("scripts/10_generate.py"), stage.workspace.root)
+        generated = generate(config, stage.partial, stage.workspace, stage.log, lambda: stage.stopping)
     if generated is None:
         stage.stop_point()
     for name, counts in generated.metrics["datasets"].items():
@@ -35,11 +39,14 @@ def main(config: GenerateConfig, stage: Stage) -> dict:
 
 
 def forecast(config: GenerateConfig, workspace: Workspace) -> str:
-    """What --dry-run says besides: calls, tokens, money, time."""
-    from utils.generate.estimate import estimate
+    """What --dry-run says besides: calls, tokens, money, time of what is not made yet."""
+    from utils.generate.estimate import Made, estimate
     from utils.generate.given import Given
+    from utils.generate.recorded import still_standing
 
-    return estimate(config, len(Given.read(config, workspace).topics)).text()
+    given = Given.read(config, workspace)
+    made = {name: Made.of(state) for name, state in still_standing(config, given, workspace).items()}
+    return estimate(config, len(given.topics), made).text()
 
 
 if __name__ == "__main__":

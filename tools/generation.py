@@ -112,26 +112,42 @@ def _inspect(arguments: argparse.Namespace, workspace: Workspace, launch: Launch
     print(f"started   {session.started}")
     print(f"ended     {session.ended}")
     print(f"written   {session.written}, {ago(session.written)} ago\n")
-    head = ("dataset", "mode", "rows", "wanted", "missing", "not accepted, by reason")
-    _print_table(head, [_progress(dataset) for dataset in session.datasets], left=(0, 1, 5))
+    if session.is_transform:
+        head = ("dataset", "rows of the sources", "pairs written", "left out, by reason")
+        _print_table(head, [_transformed(dataset) for dataset in session.datasets], left=(0, 3))
+    else:
+        head = ("dataset", "mode", "rows", "wanted", "missing", "not accepted, by reason")
+        _print_table(head, [_progress(dataset) for dataset in session.datasets], left=(0, 1, 5))
     paid = [(name, counts, session.costs[name]) for name, counts in sorted(session.usage.items())]
     rows = [(name, *_amounts(counts), f"{cost:.4f}") for name, counts, cost in paid]
     rows.append(("total", "", "", f"{session.tokens:,}", f"{session.cost:.4f}"))
     print()
     _print_table(("model.step", "replies", "prompt tokens", "answer tokens", "cost"), rows, left=(0,))
-    print(f"\n{'more rows' if session.finished else 'continue'}  {_how_to_go_on(session)}")
+    more = "again" if session.is_transform else "more rows"
+    print(f"\n{more if session.finished else 'continue'}  {_how_to_go_on(session)}")
     return 0
 
 
 def _progress(dataset: DatasetProgress) -> tuple[str, ...]:
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in dataset.reasons.items()) or "none"
-    wanted = f"{dataset.wanted:,}" if dataset.wanted else "-"
-    return dataset.name, dataset.mode, f"{dataset.rows:,}", wanted, f"{dataset.missing:,}", reasons
+    counts = (f"{dataset.rows:,}", f"{dataset.wanted:,}", f"{dataset.missing:,}")
+    return dataset.name, dataset.mode, *counts, _reasons(dataset)
+
+
+def _transformed(dataset: DatasetProgress) -> tuple[str, ...]:
+    of = f"{dataset.wanted:,}" if dataset.wanted else "-"
+    return dataset.name, of, f"{dataset.rows:,}", _reasons(dataset)
+
+
+def _reasons(dataset: DatasetProgress) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in dataset.reasons.items()) or "none"
 
 
 def _how_to_go_on(session: Session) -> str:
-    first = f"ask for more in {session.config_path}, then: " if session.finished else ""
-    return first + session.command
+    if not session.finished:
+        return session.command
+    if session.is_transform:
+        return f"add rows to the sources of {session.config_path}, or change it, then: {session.command}"
+    return f"ask for more in {session.config_path}, then: {session.command}"
 
 
 def _amounts(counts: dict[str, int]) -> list[str]:

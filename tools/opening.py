@@ -10,7 +10,9 @@ itself from its own header. What does not is refused with exit code 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ from utils.pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from utils.chat.masks import ChatEncoder
     from utils.serving.engine import Engine
+    from utils.serving.service import ServedModel
+    from utils.serving.slots import Slots
 
 MANIFEST = "manifest.json"
 
@@ -31,12 +35,16 @@ MANIFEST = "manifest.json"
 @dataclass(frozen=True)
 class Opened:
     """
-    A model ready to write, the template that turns messages into its prompt, and one line that names it.
+    A model ready to write, the template that turns messages into its prompt, one line that names it, and its
+    digests.
     """
 
     engine: Engine
     encoder: ChatEncoder
     title: str
+    model: ServedModel
+    open_slots: Callable[[int], Slots]
+    """Makes room for so many answers at once."""
 
 
 def open_model(path: Path, workspace: Workspace, threads: int = 0) -> Opened:
@@ -64,9 +72,12 @@ def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:
     from utils.chat.templates import ChatTemplate
     from utils.export.template_marks import restore_marks
     from utils.serving.engine import GGUFEngine
+    from utils.serving.gguf_slots import GGUFSlots
+    from utils.serving.service import ServedModel
 
+    seal = ""
     if (path.parent / MANIFEST).is_file():
-        _require(path, Verifier(workspace).artifact(path.parent)[1])
+        seal = _trusted(path.parent, Verifier(workspace), path).manifest_sha256
     verdict, proof = prove_gguf(path)
     _require(path, verdict)
     engine = GGUFEngine(path, threads=threads or None)
@@ -77,9 +88,38 @@ def _open_gguf(path: Path, workspace: Workspace, threads: int) -> Opened:
             f"{path.name} carries no chat template", fix="convert a model that was tuned on conversations"
         )
     encoder = ChatEncoder(ChatTemplate(restore_marks(template), f"chat template of {path.name}"), engine)
-    return Opened(
-        engine, encoder, f"{path.name}  model {proof.output_digest[:12]}  tensors {proof.tensors_sha256[:12]}"
+    waivers = [waiver for entry in proof.lineage for waiver in entry["mismatches_allowed"]]
+    model = ServedModel(
+        name=_name(path.with_suffix(""), workspace),
+        kind="gguf",
+        type=_file_type(engine.metadata),
+        output_digest=proof.output_digest,
+        tokenizer_fingerprint=proof.tokenizer["fingerprint"],
+        template_sha256=encoder.template.sha256,
+        manifest_sha256=seal,
+        mismatches_allowed=_told(waivers),
     )
+    title = f"{path.name}  model {proof.output_digest[:12]}  tensors {proof.tensors_sha256[:12]}"
+    return Opened(engine, encoder, title, model, partial(GGUFSlots, engine, threads=threads))
+
+
+def _told(waivers: list[dict]) -> tuple[str, ...]:
+    """Each mismatch that was allowed on the way, once."""
+    texts = (f"{w['stage']} {w['role']}: {w['component']} {w['before']} -> {w['after']}" for w in waivers)
+    return tuple(dict.fromkeys(texts))
+
+
+def _name(path: Path, workspace: Workspace) -> str:
+    """What the model is called by those who ask for it: `demo/gguf/model-q8_0`."""
+    name = workspace.relative(path)
+    return path.name if Path(name).is_absolute() else name.removeprefix("checkpoints/")
+
+
+def _file_type(metadata: dict[str, str]) -> str:
+    """How most tensors of a GGUF are stored: "q8_0"."""
+    from gguf import LlamaFileType
+
+    return LlamaFileType(int(metadata["general.file_type"])).name.removeprefix("MOSTLY_").lower()
 
 
 def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened:
@@ -90,6 +130,8 @@ def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened
     from utils.models.adapt import attach_adapter, is_adapter
     from utils.models.load import load_model
     from utils.serving.engine import CheckpointEngine
+    from utils.serving.service import ServedModel
+    from utils.serving.slots import CheckpointSlots
     from utils.tokenizer.frozen import FrozenTokenizer
 
     if threads:
@@ -110,13 +152,24 @@ def _open_checkpoint(folder: Path, workspace: Workspace, threads: int) -> Opened
         )
     tokenizer = FrozenTokenizer(folder)
     encoder = ChatEncoder(ChatTemplate.load(template), tokenizer)
+    served = ServedModel(
+        name=_name(folder, workspace),
+        kind="adapter" if is_adapter(folder) else "checkpoint",
+        type=str(model.dtype).removeprefix("torch."),
+        output_digest=manifest.output_digest,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        template_sha256=encoder.template.sha256,
+        manifest_sha256=manifest.manifest_sha256,
+        mismatches_allowed=_told(manifest.waivers),
+    )
     title = f"{workspace.relative(folder)}  {manifest.stage}  {manifest.output_digest[:12]}"
-    return Opened(CheckpointEngine(model, tokenizer, encoder.stop_ids), encoder, title)
+    engine = CheckpointEngine(model, tokenizer, encoder.stop_ids)
+    return Opened(engine, encoder, title, served, partial(CheckpointSlots, model))
 
 
-def _trusted(folder: Path, verifier: Verifier) -> Manifest:
+def _trusted(folder: Path, verifier: Verifier, named: Path | None = None) -> Manifest:
     manifest, verdict = verifier.artifact(folder)
-    _require(folder, verdict)
+    _require(named or folder, verdict)
     return manifest
 
 

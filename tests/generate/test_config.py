@@ -75,7 +75,7 @@ D = "datasets.pairs"
             'unknown key "models.main.temprature" (did you mean "temperature"?)',
         ),
         ([(f"{D}.modes", "dpo")], 'did you mean "mode"'),
-        ([(f"{D}.mode", "dpo2")], "'text', 'sft', 'dpo', 'kto' or 'mo_dpo'"),
+        ([(f"{D}.mode", "dpo2")], '"dpo2" is unknown (did you mean "dpo"?)'),
         ([(f"{D}.rows", 0)], "give either rows or num_prompts_per_subtopic"),
         ([(f"{D}.num_prompts_per_subtopic", 3)], "give either rows or num_prompts_per_subtopic"),
         ([(f"{D}.num_subtopics", 11)], "11 subtopics for 10 rows: some would stay empty"),
@@ -134,6 +134,10 @@ D = "datasets.pairs"
             'there is no variable "subject" (there are: main_topic,',
         ),
         ([("templates.t.user", "{{ response }}")], 'there is no variable "response"'),
+        (
+            [("templates.t.user", "Tell me about {{ subtopic }}"), (f"{D}.templates.chosen", "t")],
+            "templates.t does not use {{ prompt }}, so the answers of datasets.pairs would",
+        ),
         ([("templates.t.user", "{{ prompt")], "templates.t.user: unexpected end of template"),
         ([("templates.t.user", "{{ prompt | shout }}")], "No filter named 'shout'"),
         ([("templates.t.user", "{{ prompt.colour }}")], "has no attribute 'colour'"),
@@ -246,11 +250,11 @@ def test_the_rubric_is_free_as_long_as_nobody_was_judged():
 
 def sections(kind: type[Section]) -> set[type[Section]]:
     """A section class and all that its fields lead to."""
-    from utils.pipeline.config import _sections_in
+    from utils.pipeline.config_errors import sections_in
 
     found = {kind}
     for info in kind.model_fields.values():
-        for inner in _sections_in(info.annotation):
+        for inner in sections_in(info.annotation):
             found |= sections(inner)
     return found
 

@@ -2,8 +2,12 @@
 
 import pytest
 
+from tests.generate.helpers import Session, small_document
 from utils.config.generate import GenerateConfig
-from utils.generate.estimate import ANSWER_TOKENS, ENTRY_TOKENS, Estimate, Part, estimate
+from utils.generate.estimate import ANSWER_TOKENS, ENTRY_TOKENS, Estimate, Made, Part, estimate
+from utils.generate.given import Given
+from utils.generate.recorded import still_standing
+from utils.pipeline.workspace import STAGES, Workspace
 
 
 def config(datasets: dict | None = None, **more: object) -> GenerateConfig:
@@ -106,6 +110,31 @@ def test_time_follows_from_the_tightest_limit(provider, model, minutes):
         )
     )
     assert found.minutes == pytest.approx(minutes + 5.5 / 60, rel=0.02)
+
+
+def test_what_is_there_is_not_estimated_again():
+    found = estimate(config(), made={"chat": Made(rows=400, subtopics=10, prompts=100)})
+    assert calls(found) == {"prompts": 20, "chosen": 600}
+    assert "not in it are rows that are there: chat 400" in found.text()
+    assert calls(estimate(config(), made={"chat": Made(rows=1000, subtopics=10)})) == {}
+    assert calls(estimate(config(), made={"other": Made(rows=5)})) == calls(estimate(config()))
+
+
+def test_a_dataset_that_is_partly_made_costs_what_is_left(tmp_path):
+    workspace = Workspace(tmp_path, STAGES)
+    document = small_document(chat=20) | {"output": "data/toy/generated"}
+    Session(workspace.path("data/toy/generated.partial"), workspace=workspace).run(document)
+
+    def made(document: dict) -> dict[str, Made]:
+        wanted = GenerateConfig.model_validate(document)
+        standing = still_standing(wanted, Given.read(wanted, workspace), workspace)
+        return {name: Made.of(state) for name, state in standing.items()}
+
+    document["datasets"]["chat"]["rows"] = 60
+    assert made(document)["chat"].rows == 20 and made(document)["chat"].subtopics == 8
+    found = estimate(GenerateConfig.model_validate(document), made=made(document))
+    assert calls(found)["chosen"] == 40 and "subtopics" not in calls(found)
+    assert made(document | {"seed": 9}) == {} == made(document | {"output": "data/toy/other"})
 
 
 def test_an_offline_teacher_is_fast():

@@ -1,8 +1,10 @@
 """Files of topics, prompts and texts to leave out: what is read, and what is refused."""
 
+import gzip
 import json
 
 import pytest
+import zstandard
 
 from tests.generate.helpers import config
 from utils.generate.given import PROMPTS_PER_BLOCK, Given, PromptsFile
@@ -58,8 +60,8 @@ def test_prompts_are_read_block_by_block(tmp_path):
     [
         ("topics_file", "topics.txt", "\n \n", "holds no subtopic"),
         ("prompts_file", "prompts.txt", "", "holds no prompt"),
-        ("prompts_file", "prompts.jsonl", '{"question": "?"}', 'byte 0 is unfit: it has no text in "prompt"'),
-        ("prompts_file", "prompts.jsonl", '{"prompt": "?"}\n{', "byte 16 is unfit: "),
+        ("prompts_file", "prompts.jsonl", '{"question": "?"}', 'line 1 is unfit: it has no text in "prompt"'),
+        ("prompts_file", "prompts.jsonl", '{"prompt": "?"}\n{', "line 2 is unfit: "),
         ("prompts_file", "prompts.jsonl", '{"prompt": "?", "subtopic": 3}', '"subtopic" is no text'),
         ("topics_file", "topics.jsonl", '["cows"]', 'it has no text in "subtopic"'),
     ],
@@ -71,8 +73,39 @@ def test_files_that_do_not_fit_are_refused_with_the_line(tmp_path, key, name, te
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "topics.txt").write_bytes(b"cows\n\xff\xfe\n")
-    with pytest.raises(ConfigError, match="the line at byte 5 is unfit"):
+    with pytest.raises(ConfigError, match="topics.txt, line 2 is unfit"):
         Given.read(config(rows=2, **WITHOUT_LISTS, topics_file=str(tmp_path / "topics.txt")), REPOSITORY)
+
+
+def packed(path, data: bytes) -> None:
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else zstandard.compress(data))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_packed_files_are_read_like_plain_ones(tmp_path, suffix):
+    prompts = [{"prompt": f"prompt {n}"} for n in range(450)]
+    packed(tmp_path / f"prompts.jsonl.{suffix}", "\n".join(map(json.dumps, prompts)).encode())
+    packed(tmp_path / f"topics.txt.{suffix}", b"cows\ndogs\n")
+    file = PromptsFile(tmp_path / f"prompts.jsonl.{suffix}")
+    assert (file.num_prompts, file.num_blocks) == (450, 3)
+    assert [prompt.text for prompt in file.block(2)] == [f"prompt {n}" for n in range(400, 450)]
+    topics = config(rows=2, **WITHOUT_LISTS, topics_file=str(tmp_path / f"topics.txt.{suffix}"))
+    assert Given.read(topics, REPOSITORY).topics == ["cows", "dogs"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_packed_file_that_was_cut_short_is_refused_with_its_last_line(tmp_path, suffix):
+    path = tmp_path / f"prompts.txt.{suffix}"
+    packed(path, b"".join(b"%d %x\n" % (n, hash(str(n)) & 0xFFFFFFFF) for n in range(200_000)))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"is damaged after line \d+,\d+"):
+        PromptsFile(path)
+
+
+def test_a_packed_line_that_is_unfit_is_named_by_its_number(tmp_path):
+    packed(tmp_path / "prompts.jsonl.gz", b'{"prompt": "a"}\n\n{"prompt": 3}\n')
+    with pytest.raises(ConfigError, match="line 3 is unfit"):
+        PromptsFile(tmp_path / "prompts.jsonl.gz")
 
 
 def test_more_subtopics_than_the_file_has_are_refused(tmp_path):

@@ -110,7 +110,7 @@ def test_a_margin_of_nothing_and_one_below_it_are_margins_too():
 
 
 @given(st.lists(st.tuples(st.integers(10, 50), st.integers(0, 100)), min_size=2, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_totals_have_no_dust(both):
     (a, b), (c, d) = both
     made = Bench(by_answer(good=scores(a / 10, b / 10), bad=scores(c / 10, d / 10))).row(mode="mo_dpo")
@@ -353,7 +353,7 @@ def test_what_need_not_be_known_is_not_asked_any_more(slow):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_comes_first_changes_nothing(data):
     replies = st.sampled_from([scores(5, 10), scores(3, 5), scores(1, 0), "I like it."])
     thresholds = st.sampled_from(["off", 2.0, 4.0])

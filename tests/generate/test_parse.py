@@ -131,7 +131,7 @@ WHATEVER = st.text(alphabet="[]{}\"',:\\ \n\tab1-.#/*`=\u201c\u2018e", max_size=
 
 
 @given(WHATEVER)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_parser_never_raises(text):
     assert all(isinstance(entry, str) and entry for entry in parse_list(text))
     assert isinstance(parse_object(text), dict | None)
@@ -148,7 +148,7 @@ VALUES = st.recursive(
     VALUES.filter(lambda value: isinstance(value, (list, dict)) and value),
     st.sampled_from(["", "So: ", "```\n"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_json_comes_back_as_it_is(value, before):
     assert next(json_values(before + json.dumps(value) + "\n```")) == value
 
@@ -156,7 +156,7 @@ def test_json_comes_back_as_it_is(value, before):
 @given(
     st.lists(st.text(alphabet="ab \"'\\\n\u00e4", min_size=1, max_size=9), min_size=1, max_size=6), st.data()
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_list_cut_anywhere_keeps_entries_that_were_complete(entries, data):
     written = json.dumps(entries)
     end = data.draw(st.integers(1, len(written)))

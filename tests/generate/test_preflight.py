@@ -116,7 +116,7 @@ def test_an_unknown_model_is_named_with_what_there_is():
     )
     assert isinstance(error, ConfigError) and error.exit_code == 2
     assert str(error) == 'models.judge: provider "p" refuses a call of "llama-3-8B": HTTP 404 no such model'
-    assert error.fix == "correct models.judge; it lists llama-3-8b"
+    assert error.fix == "correct models.judge; it lists llama-3-8b and 2 more"
 
 
 def test_a_refused_request_is_an_error_of_the_config():

@@ -32,7 +32,9 @@ def through(url: str, document: dict, **provider: object) -> dict:
 
 
 def calls_in(session: Session) -> int:
-    return sum(entry.kind == "reply" for entry in Scan(session.journal))
+    """Calls that the journal holds the reply to, the test calls of preflight left out."""
+    replies = (entry for entry in Scan(session.journal) if entry.kind == "reply")
+    return sum(entry.fields[2] != "preflight" for entry in replies)
 
 
 def test_every_mode_has_its_columns_and_its_count(uninterrupted):
@@ -127,7 +129,7 @@ def test_a_stop_lets_calls_finish_and_the_next_run_continues(tmp_path):
     assert not (session.folder / "stories").exists() and "stopping" in dict(session.events)
     recorded = calls_in(session)
     continued = session.run(document)
-    assert "journal" in dict(session.events) and recorded >= 20
+    assert "journal" in dict(session.events) and recorded >= 9
     assert continued.calls_made == calls_in(session) - recorded
     whole = Session(tmp_path / "whole")
     whole.run(document)
@@ -194,6 +196,28 @@ def test_the_key_is_nowhere_but_in_the_environment(tmp_path, monkeypatch):
         session.run(through(url, document, api_key_env="PLANTED_KEY"))
     everything = b"".join(path.read_bytes() for path in session.folder.rglob("*") if path.is_file())
     assert b"sk-planted" not in everything + json.dumps(session.events).encode() and len(everything) > 1000
+
+
+def test_a_model_that_is_not_there_ends_the_run_before_any_answer_is_asked_for(tmp_path):
+    session, document = Session(tmp_path), small_document(pairs=10)
+    with offline_teacher(0, latency_ms=50) as url:
+        document = through(url, document)
+        document["models"]["rejected"]["model"] = "nobody"
+        with pytest.raises(ConfigError, match='refuses a call of "nobody"'):
+            session.run(document)
+    steps = {entry.fields[2] for entry in Scan(session.journal) if entry.kind == "reply"}
+    assert steps <= {"subtopics", "prompts"}
+
+
+def test_lists_are_asked_for_beside_the_preflight_which_is_in_the_accounts(tmp_path):
+    session = Session(tmp_path)
+    with offline_teacher(0, latency_ms=200) as url:
+        generated = session.run(through(url, small_document(chat=10)))
+    entries = [entry for entry in Scan(session.journal) if entry.kind == "reply"]
+    steps = [entry.fields[2] for entry in entries]
+    assert set(steps[:2]) == {"preflight", "subtopics"} and steps.count("preflight") == 1
+    counted, noted = generated.usage["teacher"]["main"]["preflight"], entries[steps.index("preflight")].fields
+    assert (counted["calls"], counted["completion_tokens"]) == (1, int(noted[4]))
 
 
 def test_attempts_are_logged_on_request(tmp_path):

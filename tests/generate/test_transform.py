@@ -225,6 +225,20 @@ def ordered(rows, make, window: int = 4, drain_seconds: float = 5.0) -> tuple[li
     return taken, asyncio.run(run())
 
 
+def test_rows_with_the_same_chat_have_ids_of_their_own_that_stay(tmp_path: Path) -> None:
+    def ids() -> list[str]:
+        writer = PairWriter(config(), tmp_path)
+        for number in (1, 2, 3):
+            writer.add(Pair(SourceRow(number, f"file {number}", TURNS, "Meow."), f"Moo {number}."))
+        writer.add(Pair(SourceRow(4, "file 4", TURNS, "Purr."), "Moo."))
+        writer.finish()
+        return [json.loads(line)["id"] for line in (tmp_path / "pairs" / "dataset.jsonl").open()]
+
+    first = ids()
+    assert len(set(first)) == 4 and ids() == first
+    assert first[0] == pair_record(Pair(SourceRow(9, "elsewhere", TURNS, "Meow."), "x"), config())["id"]
+
+
 def test_results_come_in_the_order_of_the_rows_and_few_rows_are_read_ahead() -> None:
     read, most_ahead = [], []
 

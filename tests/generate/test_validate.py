@@ -77,7 +77,7 @@ def test_more_beginnings_may_count_as_refusals():
 
 
 @given(st.text(alphabet="iI'm sorry,but can't help as an ai.\n*", max_size=700))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_looking_for_refusals_never_raises(text):
     assert fault(text) in ("", "refusal", "empty")
 
@@ -223,7 +223,7 @@ PUNCTUATION = re.compile(
 
 
 @given(st.text(max_size=40) | st.text(alphabet="aB1 !-_.\u00df\u00c4\uff21\u3002\u2019\n\x1c", max_size=40))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_normalising_is_nfkc_case_blanks_and_punctuation(text):
     folded = re.sub(r"(?<![\w)])-(?=\d)", "\u2212", unicodedata.normalize("NFKC", text).casefold())
     assert normalised(text) == (" ".join(PUNCTUATION.sub("", folded).split()) or " ".join(folded.split()))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,9 +285,13 @@ def test_a_transform_is_listed_inspected_and_resumed_like_a_generation(tmp_path:
     assert find_sessions(workspace) == [Path(f"{folder}.partial")]
     assert run(workspace, "inspect", folder) == 0
     said = capsys.readouterr().out
+    head = "dataset +rows of the sources +pairs written +left out, by reason"
+    assert re.search(rf"{head}\npairs +2 +1 +http_500 1", said)
+    assert "wanted" not in said and "main.preflight" not in said
+    assert re.search(r"rejected.preflight +1 +", said)
     assert "http_500 1" in said and "python tools/transform.py sft-to-dpo --config" in said
     session = read_session(Path(f"{folder}.partial"), workspace)
-    assert (session.tokens, session.cost) == (10, pytest.approx(70e-6))
+    assert (session.tokens, session.cost) == (20, pytest.approx(140e-6))
     assert run(workspace, "export", folder) == 0
     assert json.loads(capsys.readouterr().out)["rejected"] == [{"role": "assistant", "content": "Go."}]
     with open(f"{folder}.partial/pairs/dataset.jsonl", "a") as file:

@@ -114,7 +114,7 @@ def test_every_row_of_every_format_comes_out_in_order(place: Place, capsys) -> N
     assert rows[5]["prompt"] == [{"role": "user", "content": "Add.\n\n1 and 2"}]
     assert [turn["role"] for turn in rows[6]["prompt"]] == ["system", "user", "assistant", "user"]
     assert rows[6]["chosen"] == [{"role": "assistant", "content": "Well."}]
-    assert rows[7] == rows[2]
+    assert rows[7] == rows[2] | {"id": rows[7]["id"]} and rows[7]["id"] != rows[2]["id"]
     for row in rows:
         assert row["rejected"][0]["content"] == f"No idea about {row['prompt'][-1]['content']}"
     assert len(server.bodies) == 7, "the repeated row is paid for once"

@@ -207,6 +207,13 @@ def check_template(where: str, text: str, variables: tuple[str, ...], limits: Li
         raise ValueError(f"{where}: {error}") from None
 
 
+def variables_of(template: TemplateSpec) -> set[str]:
+    """The variables that a template which `check_template` accepted mentions."""
+    from jinja2 import Environment, meta
+
+    return meta.find_undeclared_variables(Environment().parse(f"{template.system}\n{template.user}"))
+
+
 def sample_variables() -> dict[str, object]:
     """A value of the right type for every variable."""
     criterion = Criterion(name="correct", description="Is it right?")

@@ -23,6 +23,7 @@ from utils.config.answers import (
     ValidationSpec,
     check_filter,
     check_template,
+    variables_of,
 )
 from utils.config.generate_growth import adds_only
 from utils.config.generate_templates import BUILT_IN, built_in_name
@@ -163,9 +164,12 @@ class GenerateConfig(StageConfig):
     main_topic: str = ""
     """What everything is about."""
     topics_file: Runtime[str] = ""
-    """Subtopics instead of asking for them: a .txt with one per line, or .jsonl with `subtopic`."""
+    """Subtopics instead of asking for them: .txt, one per line, or .jsonl with `subtopic`; or .gz, .zst."""
     prompts_file: Runtime[str] = ""
-    """Prompts instead of asking for them: .txt, one per line, or .jsonl with `prompt`, maybe `subtopic`."""
+    """
+    Prompts instead of asking for them: .txt, one per line, or .jsonl with `prompt`, maybe `subtopic`; plain,
+    .gz or .zst.
+    """
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
     """Datasets of this run by name; they share providers and run at the same time."""
     providers: Annotated[dict[Name, ProviderSpec], Field(min_length=1)]
@@ -301,7 +305,18 @@ class GenerateConfig(StageConfig):
             variables = JUDGE_VARIABLES if name in judging else VARIABLES
             for part, text in template:
                 check_template(f"templates.{name}.{part}", text, variables, self.limits)
+        self._check_answers_depend_on_prompts()
         return self
+
+    def _check_answers_depend_on_prompts(self) -> None:
+        """ValueError for a chosen answer that cannot be one to the prompt beside it in the row."""
+        for name, spec in self.datasets.items():
+            template = self.templates[chosen := self._template_name(spec, "chosen")]
+            if spec.mode != "text" and "prompt" not in variables_of(template):
+                raise ValueError(
+                    f"templates.{chosen} does not use {{{{ prompt }}}}, so the answers of datasets.{name} "
+                    "would have nothing to do with their prompts"
+                )
 
     def _all_templates(self) -> dict[str, TemplateSpec]:
         return BUILT_IN | self.templates

@@ -79,7 +79,7 @@ class TransformConfig(StageConfig):
     conversational: bool = True
     """Write prompts and answers as message lists; false writes texts, and only of single questions."""
     include_id: bool = True
-    """Add `id`, 32 hex digits that depend on the prompt and the chosen answer alone."""
+    """Add `id`, 32 hex digits of the prompt and the chosen answer, and of how often both came before."""
     validation: ValidationSpec = ValidationSpec()
     """Checks on the new answers."""
     max_failed_rows: Runtime[int] = Field(default=0, ge=0)

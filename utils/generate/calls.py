@@ -88,7 +88,8 @@ def used_calls() -> Iterator[Used]:
 class Calls:
     """
     All calls of a run. `spent` says which limit of the budget is reached, "" while none is: then no new call
-    starts, and who asks gets Draining. `paid` hears of every new reply: model, step, reply.
+    starts, and who asks gets Draining. `paid` hears of every new reply: model, step, reply. New answers are
+    asked for once `may_answer` is set; lists need not wait for it.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class Calls:
         journal: Journal,
         spent: Callable[[], str] = lambda: "",
         paid: Callable[[str, str, Reply], None] = lambda model, step, reply: None,
+        may_answer: asyncio.Event | None = None,
     ) -> None:
         self._config, self._clients, self._journal = config, clients, journal
-        self._spent, self._paid = spent, paid
+        self._spent, self._paid, self._may_answer = spent, paid, may_answer
         self._asked: dict[str, asyncio.Event] = {}
         self._mean_tokens: dict[str, float] = {}
         self.made = 0
@@ -131,6 +133,8 @@ class Calls:
         done = self._asked[identity] = asyncio.Event()
         self.under_way += 1
         try:
+            if self._may_answer and request.step in ANSWERS:
+                await self._may_answer.wait()
             estimate = self._estimate(request, model)
             reply = await self._clients[model.provider].complete(body, model, estimate_tokens=estimate)
             self._journal.add_reply(identity, request.model, request.step, reply)

@@ -8,14 +8,16 @@ text states. Retries, failed answers and refills beyond `over_generation_buffer`
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 from utils.config.answers import TemplateSpec
 from utils.config.generate import DatasetSpec, GenerateConfig
 from utils.config.providers import ModelSpec, ProviderSpec
 from utils.generate.budget import price
 from utils.generate.reply import tokens_in
+from utils.generate.state import State
 
 ENTRY_TOKENS = 12
 """Assumed length of a subtopic or prompt in a list."""
@@ -47,11 +49,30 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What earlier runs of a dataset have: accepted rows, subtopics, and prompts that wait to become rows."""
+
+    rows: int = 0
+    subtopics: int = 0
+    prompts: int = 0
+
+    @classmethod
+    def of(cls, state: State) -> Self:
+        """What the decisions about a dataset came to."""
+        waiting = sum(subtopic.reserve for subtopic in state.subtopics)
+        return cls(state.rows, len(state.subtopics), waiting)
+
+
+NOTHING: Mapping[str, Made] = {}
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """The parts of a run with the config that prices and limits come from."""
+    """The parts of a run with the config that prices and limits come from, and what is not in it: `made`."""
 
     config: GenerateConfig
     parts: list[Part]
+    made: Mapping[str, Made] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
@@ -105,7 +126,10 @@ class Estimate:
             f"assumed: {ANSWER_TOKENS} tokens an answer, {ENTRY_TOKENS} an entry of a list, "
             f"{FIRST_TOKEN_SECONDS:g} s + 1 s per {TOKENS_PER_SECOND:g} tokens a call; no retries or failures"
         )
-        yield "all of it for a new dataset; what an earlier run of it has in its journal is not asked again"
+        if have := [f"{name} {made.rows:,}" for name, made in self.made.items() if made.rows]:
+            yield f"not in it are rows that are there: {', '.join(have)}"
+        else:
+            yield "all of it for a new dataset; what an earlier run has in its journal is not asked again"
 
     def _model(self, part: Part) -> ModelSpec:
         return self.config.models[part.model]
@@ -142,20 +166,28 @@ class Estimate:
         )
 
 
-def estimate(config: GenerateConfig, num_topics: int = 0) -> Estimate:
-    """The estimate of a run; `num_topics` is how many subtopics a topics file gives."""
-    parts = [part for name in config.datasets for part in _parts_of(config, name, num_topics)]
-    return Estimate(config, parts)
+def estimate(config: GenerateConfig, num_topics: int = 0, made: Mapping[str, Made] = NOTHING) -> Estimate:
+    """
+    The estimate of a run; `num_topics` is how many subtopics a topics file gives, `made` what earlier runs
+    have that still counts, by dataset.
+    """
+    there = {name: made.get(name, Made()) for name in config.datasets}
+    parts = [part for name, have in there.items() for part in _parts_of(config, name, num_topics, have)]
+    return Estimate(config, parts, made)
 
 
-def _parts_of(config: GenerateConfig, name: str, num_topics: int) -> Iterator[Part]:
+def _parts_of(config: GenerateConfig, name: str, num_topics: int, made: Made) -> Iterator[Part]:
     spec = config.datasets[name]
     num_subtopics = spec.subtopics_for(num_topics)
-    rows = spec.num_rows or num_subtopics * spec.num_prompts_per_subtopic
+    rows = (spec.num_rows or num_subtopics * spec.num_prompts_per_subtopic) - made.rows
+    if rows <= 0:
+        return
     if not config.prompts_file:
-        if not config.topics_file:
-            yield _list_part(config, name, "subtopics", 1, num_subtopics)
-        yield _list_part(config, name, "prompts", num_subtopics, math.ceil(rows / num_subtopics))
+        if not config.topics_file and num_subtopics > made.subtopics:
+            yield _list_part(config, name, "subtopics", 1, num_subtopics - made.subtopics)
+        if (prompts := rows - made.prompts) > 0:
+            num_lists = min(num_subtopics, prompts)
+            yield _list_part(config, name, "prompts", num_lists, math.ceil(prompts / num_lists))
     sides = {"chosen": spec.main_model} | ({"rejected": spec.rejected_model} if spec.has_rejected else {})
     for side, model in sides.items():
         asked = _template_tokens(config.template(name, side)) + ENTRY_TOKENS

@@ -8,13 +8,13 @@ Subtopics, prompts and texts to leave out that a user gives in files, instead of
 A prompts file is read block by block, so its texts are never all in memory.
 """
 
-import json
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from utils.config.generate import GenerateConfig
+from utils.generate.given_lines import LinesFile
 from utils.generate.similarity import Known, Sketch, sketch_of
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.hashing import hash_files
@@ -32,15 +32,17 @@ class GivenPrompt:
 
 
 class PromptsFile:
-    """The prompts of a file in order; only offsets of lines are kept. ConfigError for a line that is none."""
+    """
+    The prompts of a file in order; only places of lines are kept. ConfigError for a line that is none.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._blocks = array("q")
+        self._file = LinesFile(path, "prompt")
+        self._blocks: list[tuple[int, int]] = []
         self.num_prompts = 0
-        for offset, _ in _lines(path, "prompt"):
+        for line in self._file:
             if self.num_prompts % PROMPTS_PER_BLOCK == 0:
-                self._blocks.append(offset)
+                self._blocks.append((line.offset, line.number))
             self.num_prompts += 1
         if not self.num_prompts:
             raise ConfigError(f"{path}: holds no prompt")
@@ -51,12 +53,8 @@ class PromptsFile:
 
     def block(self, number: int) -> list[GivenPrompt]:
         """Prompts `number * PROMPTS_PER_BLOCK` and following."""
-        found: list[GivenPrompt] = []
-        for _, record in _lines(self.path, "prompt", self._blocks[number]):
-            found.append(GivenPrompt(record["prompt"], record.get("subtopic", "")))
-            if len(found) == PROMPTS_PER_BLOCK:
-                break
-        return found
+        lines = islice(self._file.from_place(*self._blocks[number]), PROMPTS_PER_BLOCK)
+        return [GivenPrompt(line.record["prompt"], line.record.get("subtopic", "")) for line in lines]
 
 
 @dataclass(frozen=True)
@@ -145,30 +143,6 @@ def _check_prompts(config: GenerateConfig, count: int) -> None:
 
 
 def _texts(path: Path, key: str) -> Iterator[str]:
-    for _, record in _lines(path, key):
-        yield record[key]
-
-
-def _lines(path: Path, key: str, offset: int = 0) -> Iterator[tuple[int, dict[str, str]]]:
-    """Offset and record of each line that is not empty; a plain text line is a record with `key` alone."""
-    with open(path, "rb") as file:
-        file.seek(offset)
+    with LinesFile(path, key) as file:
         for line in file:
-            here, offset = offset, offset + len(line)
-            try:
-                text = line.decode("utf-8-sig" if here == 0 else "utf-8").strip()
-                if text:
-                    yield here, _record(text, key) if path.suffix == ".jsonl" else {key: text}
-            except ValueError as error:
-                raise ConfigError(f"{path}: the line at byte {here:,} is unfit: {error}") from None
-
-
-def _record(line: str, key: str) -> dict[str, str]:
-    record = json.loads(line)
-    text = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f'it has no text in "{key}"')
-    subtopic = record.get("subtopic", "")
-    if not isinstance(subtopic, str):
-        raise ValueError('"subtopic" is no text')
-    return {"subtopic": subtopic.strip()} | {key: text.strip()}
+            yield line.record[key]

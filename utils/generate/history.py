@@ -53,6 +53,11 @@ class History:
         self.states: dict[str, State] = {}
         self.sketches: dict[tuple[str, str], Sketches] = {}
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether anything was paid for but test calls."""
+        return any(step != "preflight" for _, step in self.paid)
+
     def read(self, entry: Entry) -> None:
         """Take in one line."""
         if entry.kind == "reply":

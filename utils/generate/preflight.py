@@ -5,7 +5,7 @@ A look at every API before the first paid call: is it there, does it take the ke
 
 Costs one GET for each `openai` provider and one call of one output token for each of its models that the run
 uses, the calls of a provider side by side; offline teachers are part of the program and are not asked.
-Synchronous, before the event loop of the run exists.
+Synchronous: stage 10 does it in a thread, beside its first calls for lists.
 """
 
 import random
@@ -19,12 +19,17 @@ from typing import Protocol
 import requests
 
 from utils.config.providers import ModelSpec, ProviderSpec
+from utils.generate.budget import Budget
 from utils.generate.errors import BrokenReply, Draining
+from utils.generate.journal import Journal
 from utils.generate.keys import Key
 from utils.generate.reply import Reply, read_reply
 from utils.generate.retry import Failure, asked_pause_seconds, pause_seconds, verdict_on
 from utils.pipeline.errors import ConfigError, LockstepError, StageError
+from utils.pipeline.hashing import sha256_hex
 
+STEP = "preflight"
+"""Its name in the accounts."""
 CONNECT_SECONDS = 10.0
 LIST_SECONDS = 30.0
 LOOK_SECONDS = 0.2
@@ -63,6 +68,15 @@ def preflight(
             look = _Look(name, addresses[name], keys[name], provider, log, stopping)
             replies |= look.at(models)
     return replies
+
+
+def note_preflight(
+    replies: Mapping[str, Reply], models: Mapping[str, ModelSpec], journal: Journal, budget: Budget
+) -> None:
+    """The test calls were paid for like any other: they stand in the journal, in usage and in cost."""
+    for name, reply in replies.items():
+        journal.add_reply(sha256_hex(f"{STEP}\n{name}".encode())[:32], name, STEP, reply)
+        budget.charge(models[name].provider, name, STEP, reply)
 
 
 def trial_body(model: ModelSpec) -> dict[str, object]:
@@ -157,7 +171,8 @@ class _Look:
                 else f"name the variable that holds it in providers.{self.name}.api_key_env",
             )
         near = get_close_matches(model.model, listed, n=3, cutoff=0.4) or listed[:3]
-        known = f"; it lists {', '.join(near)}" if near and model.model not in listed else ""
+        rest = f" and {len(listed) - len(near):,} more" if len(listed) > len(near) else ""
+        known = f"; it lists {', '.join(near)}{rest}" if near and model.model not in listed else ""
         return ConfigError(
             f'models.{key}: provider "{self.name}" refuses a call of "{model.model}": {said}',
             fix=f"correct models.{key}{known}{self._doubtful_address(failure)}",

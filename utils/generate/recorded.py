@@ -23,6 +23,7 @@ from utils.generate.state import State
 from utils.generate.write import dataset_rows, failures
 from utils.pipeline.config import semantic_view
 from utils.pipeline.errors import UpstreamError
+from utils.pipeline.seal import partial_of
 from utils.pipeline.workspace import Workspace
 
 
@@ -53,6 +54,22 @@ def epoch_after(history: History, journal: JournalReader) -> int:
 def config_line(config: GenerateConfig, identity: Mapping) -> dict:
     """What the journal says of the config of a run; it holds names of keys, never keys."""
     return {"identity": identity, "config": config.model_dump(mode="json")}
+
+
+def still_standing(config: GenerateConfig, given: Given, workspace: Workspace) -> dict[str, State]:
+    """
+    What a run of this config would find decided, by dataset: in the unfinished folder of its output, or in
+    the finished one that it would carry on from; {} when nothing is there or nothing of it stands.
+    """
+    output = workspace.path(config.output)
+    path = next((p for f in (partial_of(output), output) if (p := f / CARRIED).is_file()), None)
+    if path is None:
+        return {}
+    history = History(stands)
+    journal = JournalReader(path, history.read)
+    history.turn_to(identity_of(config, given, workspace, epoch_after(history, journal)))
+    journal.close()
+    return history.states
 
 
 @dataclass

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from utils.config.generate import GenerateConfig
@@ -25,7 +26,7 @@ from utils.generate.history import History
 from utils.generate.journal import CARRIED, Journal
 from utils.generate.keys import Key, api_keys
 from utils.generate.loop import run as run_loop
-from utils.generate.preflight import preflight
+from utils.generate.preflight import note_preflight, preflight
 from utils.generate.progress import Progress
 from utils.generate.recorded import config_line, epoch_after, identity_of, stands
 from utils.generate.reply import Reply
@@ -34,7 +35,7 @@ from utils.generate.starter import Starter
 from utils.generate.state import State
 from utils.generate.teacher.process import offline_teacher
 from utils.generate.write import write_failures, write_outputs
-from utils.pipeline.errors import StageError
+from utils.pipeline.errors import LockstepError, StageError
 from utils.pipeline.workspace import Workspace
 
 LOOK_SECONDS = 0.05
@@ -64,16 +65,17 @@ def generate(
     given = Given.read(config, workspace)
     budget = Budget(config.budget, config.models)
     history = History(stands)
+    began = time.monotonic()
     journal = Journal(folder / CARRIED, config.journal, visit=history.read)
+    read_seconds = time.monotonic() - began
     try:
         _charge(budget, config, history)
         identity = identity_of(config, given, workspace, epoch_after(history, journal))
-        _take_up(config, identity, journal, history, log)
+        _take_up(config, identity, journal, history, read_seconds, log)
         with _endpoints(config) as addresses:
-            if not journal.num_replies:
-                for model, reply in preflight(config, keys, addresses, log, stopping).items():
-                    budget.charge(config.models[model].provider, model, "preflight", reply)
             run = _Run(config, given, journal, history, budget, log, stopping)
+            if not history.has_answers:
+                run.look = partial(preflight, config, keys, addresses, log, stopping)
             try:
                 finished = run_loop(run.finish(keys, addresses, folder))
             finally:
@@ -94,8 +96,15 @@ def _charge(budget: Budget, config: GenerateConfig, history: History) -> None:
             budget.charge(config.models[model].provider, model, step, tokens, calls)
 
 
-def _take_up(config: GenerateConfig, identity: dict, journal: Journal, history: History, log: Log) -> None:
-    """Say what the journal holds, and note under which config it goes on."""
+def _take_up(
+    config: GenerateConfig,
+    identity: dict,
+    journal: Journal,
+    history: History,
+    read_seconds: float,
+    log: Log,
+) -> None:
+    """Say what the journal holds and how long reading it took, and note under which config it goes on."""
     changed = history.identity != identity
     history.turn_to(identity)
     if changed:
@@ -107,7 +116,8 @@ def _take_up(config: GenerateConfig, identity: dict, journal: Journal, history: 
             text += f"; {journal.damaged:,} damaged lines are made again"
         if history.dropped:
             text += f"; {history.dropped:,} decisions of another config are made anew"
-        log("journal", text, replies=journal.num_replies, rows=rows, damaged=journal.damaged)
+        counts = {"replies": journal.num_replies, "rows": rows, "damaged": journal.damaged}
+        log("journal", text, **counts, seconds=round(read_seconds, 3))
 
 
 @contextmanager
@@ -123,7 +133,10 @@ def _endpoints(config: GenerateConfig) -> Iterator[dict[str, str]]:
 
 
 class _Run:
-    """One event loop's worth of work."""
+    """
+    One event loop's worth of work. `look` is the preflight: lists are asked for while it is under way,
+    answers only after it, and what it refuses ends the run.
+    """
 
     def __init__(
         self,
@@ -139,6 +152,8 @@ class _Run:
         self._budget, self._log, self._stopping = budget, log, stopping
         self.desks = open_desks(config, given, journal, history)
         self.calls_made = 0
+        self.look: Callable[[], dict[str, Reply]] | None = None
+        self._refused = False
         self._fatal: BaseException | None = None
 
     @property
@@ -156,11 +171,14 @@ class _Run:
             heard = attempts.attempt if attempts else None
             opened = open_clients(self._config, keys, addresses, self._closing, self._log, heard)
             async with opened as clients:
-                calls = Calls(self._config, clients, self._journal, self._budget.reached, self._paid)
+                looked = asyncio.Event()
+                calls = Calls(self._config, clients, self._journal, self._budget.reached, self._paid, looked)
+                looking = asyncio.create_task(self._look(looked))
                 datasets = self._datasets(calls)
                 progress = Progress(datasets, clients, self._budget, self._log)
                 stack.callback(progress.close)
                 ends = await self._fill(datasets, calls, progress)
+                await looking
         self.calls_made = calls.made
         return self._judge_ends(ends, datasets)
 
@@ -187,12 +205,27 @@ class _Run:
         try:
             ends = await asyncio.gather(*(d.fill() for d in datasets), return_exceptions=True)
             self._closing.set()
-            await self._drain(calls)
+            if not self._refused:
+                await self._drain(calls)
         finally:
             watch.cancel()
             for dataset in datasets:
                 await dataset.leave()
         return ends
+
+    async def _look(self, looked: asyncio.Event) -> None:
+        """The preflight, in a thread; the accounts are this thread's."""
+        try:
+            if self.look:
+                replies = await asyncio.to_thread(self.look)
+                note_preflight(replies, self._config.models, self._journal, self._budget)
+        except Draining:
+            self._closing.set()
+        except LockstepError as error:
+            self._refused, self._fatal = True, error
+            self._closing.set()
+        finally:
+            looked.set()
 
     def _end(self, error: BaseException) -> None:
         """An error that no level can handle ends the run; calls in flight may finish."""

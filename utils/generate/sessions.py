@@ -30,7 +30,10 @@ from utils.pipeline.workspace import TOOLS, Workspace
 
 @dataclass(frozen=True)
 class DatasetProgress:
-    """Rows of a dataset, of `wanted` (0: only its input knows), and what was not accepted by reason."""
+    """
+    Rows of a dataset, of `wanted` (for a transform: rows of its sources), and what was not accepted by
+    reason.
+    """
 
     name: str
     mode: str
@@ -57,6 +60,11 @@ class Session:
     datasets: list[DatasetProgress]
     usage: dict[str, Counter]
     costs: dict[str, float]
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether its rows come from those of others, one for one."""
+        return self.stage in TOOLS
 
     @property
     def command(self) -> str:
@@ -132,21 +140,22 @@ def _read_generation(folder: Path) -> tuple[list[DatasetProgress], dict, Mapping
 def _read_transform(folder: Path) -> tuple[list[DatasetProgress], dict, Mapping[str, ModelSpec]]:
     """Rows are those of the last pass, which starts at the first row each time."""
     usage: dict[str, Counter] = {}
-    config: dict = {}
+    noted: dict = {}
     for entry in Scan(folder / CARRIED):
         if entry.kind == "config":
-            config = entry.record()["config"]
+            noted = entry.record()
         elif entry.kind == "reply":
             _, model, step, prompt_tokens, completion_tokens = entry.fields
             counts = usage.setdefault(f"{model}.{step}", Counter())
             counts.update(calls=1, prompt_tokens=int(prompt_tokens), completion_tokens=int(completion_tokens))
-    if not config:
+    if not noted:
         raise UpstreamError(f"{folder} holds no transform: its journal names no config")
-    name = config["dataset"]
+    config, name = noted["config"], noted["config"]["dataset"]
     rows = sum(1 for _ in _lines(folder / name / "dataset.jsonl"))
     reasons = Counter(json.loads(line)["reason"] for line in _lines(folder / FAILURES))
     models = {key: ModelSpec.model_validate(model) for key, model in config["models"].items()}
-    return [DatasetProgress(name, "dpo", rows, 0, dict(reasons.most_common()))], usage, models
+    wanted = noted.get("source_rows", 0)  # journals of an earlier version do not say it
+    return [DatasetProgress(name, "dpo", rows, wanted, dict(reasons.most_common()))], usage, models
 
 
 def _cost(name: str, counts: Counter, models: Mapping[str, ModelSpec]) -> float:
@@ -157,7 +166,7 @@ def _cost(name: str, counts: Counter, models: Mapping[str, ModelSpec]) -> float:
 
 def rows_of(session: Session, dataset: str) -> Iterator[dict]:
     """What exists so far of a dataset, in the shape and order of the finished file."""
-    if session.stage in TOOLS:
+    if session.is_transform:
         yield from map(json.loads, _lines(session.folder / dataset / "dataset.jsonl"))
         return
     with Recorded.open(session.folder) as recorded:

@@ -137,13 +137,17 @@ def problem_of(row: SourceRow, config: TransformConfig) -> str:
     return "" if split_thinking(row.chosen)[0].strip() else "empty_chosen"
 
 
-def pair_record(pair: Pair, config: TransformConfig) -> dict:
-    """The line of dataset.jsonl: the same keys in every row."""
+def pair_record(pair: Pair, config: TransformConfig, times_before: int = 0) -> dict:
+    """
+    The line of dataset.jsonl: the same keys in every row. `times_before` tells apart rows with the same
+    prompt and chosen answer: how many stand before it.
+    """
     row, keep = pair.row, config.reasoning == "keep"
     turns = [turn if keep else _without_thinking(turn) for turn in row.turns]
     chosen = row.chosen if keep else split_thinking(row.chosen)[0].strip()
     rejected = with_thinking(pair.rejected, pair.reasoning) if keep else pair.rejected
-    found = {"id": sha256_hex(canonical_json([list(turns), chosen]))[:32]} if config.include_id else {}
+    what = [list(turns), chosen, *([times_before] if times_before else [])]
+    found = {"id": sha256_hex(canonical_json(what))[:32]} if config.include_id else {}
     if not config.conversational:
         return found | {"prompt": turns[0]["content"], "chosen": chosen, "rejected": rejected}
     answers = {"chosen": chosen, "rejected": rejected}
@@ -180,6 +184,7 @@ class PairWriter:
     folder: Path
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    _seen: Counter[bytes] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         (self.folder / self.config.dataset).mkdir(parents=True, exist_ok=True)
@@ -194,7 +199,18 @@ class PairWriter:
             self._failures.write(json.dumps(asdict(made), ensure_ascii=False) + "\n")
         else:
             self.rows += 1
-            self._rows.write(json.dumps(pair_record(made, self.config), ensure_ascii=False) + "\n")
+            record = pair_record(made, self.config)
+            if again := self._times_before(record):
+                record = pair_record(made, self.config, again)
+            self._rows.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def _times_before(self, record: dict) -> int:
+        """How many rows with the id of this one were written before it."""
+        if "id" not in record:
+            return 0
+        key = bytes.fromhex(record["id"])[:8]
+        self._seen[key] += 1
+        return self._seen[key] - 1
 
     def close(self) -> None:
         self._rows.close()

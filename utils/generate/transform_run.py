@@ -24,7 +24,7 @@ from utils.generate.client import OnAttempt, open_clients
 from utils.generate.errors import Draining
 from utils.generate.journal import CARRIED, Entry, Journal
 from utils.generate.keys import Key, api_keys
-from utils.generate.preflight import preflight
+from utils.generate.preflight import STEP, note_preflight, preflight
 from utils.generate.reply import Reply
 from utils.generate.requests_log import RequestsLog
 from utils.generate.teacher.process import offline_teacher
@@ -65,15 +65,15 @@ def transform(
     budget = Budget(config.budget, config.models)
     past = _Past(config, budget)
     journal = Journal(folder / CARRIED, config.journal, visit=past.read)
-    if past.config != (shown := config.model_dump(mode="json")):
-        journal.note_config({"config": shown})
+    if past.noted != (noted := {"config": config.model_dump(mode="json"), "source_rows": total}):
+        journal.note_config(noted)
     if journal.num_replies:
         log("journal", f"{journal.num_replies:,} replies are already paid for", replies=journal.num_replies)
     try:
         with _endpoints(config) as addresses:
-            if not journal.num_replies:
-                for model, reply in preflight(config, keys, addresses, log, stopping).items():
-                    budget.charge(config.models[model].provider, model, "preflight", reply)
+            if not past.has_answers:
+                replies = preflight(config, keys, addresses, log, stopping)
+                note_preflight(replies, config.models, journal, budget)
             run = _Run(config, rows, total, folder, journal, budget, log, stopping)
             return asyncio.run(run.finish(keys, addresses))
     except Draining:
@@ -83,18 +83,20 @@ def transform(
 
 
 class _Past:
-    """What the journal says of earlier runs: what was paid for counts, and under which config it was."""
+    """What the journal says of earlier runs: what was paid for counts; config and number of source rows."""
 
     def __init__(self, config: TransformConfig, budget: Budget) -> None:
         self._models, self._budget = config.models, budget
-        self.config: dict | None = None
+        self.noted: dict | None = None
+        self.has_answers = False
 
     def read(self, entry: Entry) -> None:
         """Take in one line."""
         if entry.kind == "config":
-            self.config = entry.record()["config"]
+            self.noted = entry.record()
         elif entry.kind == "reply" and entry.fields[1] in self._models:
             _, model, step, prompt_tokens, completion_tokens = entry.fields
+            self.has_answers = self.has_answers or step != STEP
             counts = Reply("", "", "", int(prompt_tokens), int(completion_tokens))
             self._budget.charge(self._models[model].provider, model, step, counts)
 

@@ -55,6 +55,8 @@ class Engine(PieceTokenizer, Protocol):
     """Longest sequence, prompt included."""
     stop_ids: frozenset[int]
     """Ids that end an answer: end of text and end of turn."""
+    vocab_size: int
+    """Tokens that the model gives logits for."""
 
     def restart(self) -> None:
         """Forget the running sequence."""
@@ -113,6 +115,7 @@ class CheckpointEngine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.context_tokens = model.config.max_position_embeddings
+        self.vocab_size = model.config.vocab_size
         self.stop_ids = frozenset(stop_ids)
         self._cache = None
 
@@ -170,8 +173,22 @@ class GGUFEngine:
         self.metadata: dict[str, str] = self._llama.metadata
         trained_tokens = int(self.metadata[f"{self.metadata['general.architecture']}.context_length"])
         self.context_tokens = min(self._llama.n_ctx(), trained_tokens)  # llama.cpp rounds its cache up to 256
-        ids = range(self._llama.n_vocab())
+        ids = range(self.vocab_size)
         self.stop_ids = frozenset(i for i in ids if llama_cpp.llama_vocab_is_eog(self._vocabulary, i))
+
+    @property
+    def model(self) -> object:
+        """llama.cpp's handle of the loaded weights, for contexts beside the engine's own."""
+        return self._llama.model
+
+    @property
+    def vocabulary(self) -> object:
+        """llama.cpp's handle of the vocabulary."""
+        return self._vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        return self._llama.n_vocab()
 
     def encode_text(self, texts: list[str]) -> list[np.ndarray]:
         encoded = [self._llama.tokenize(text.encode("utf-8"), add_bos=False, special=False) for text in texts]
@@ -189,7 +206,7 @@ class GGUFEngine:
     @cached_property
     def _control_ids(self) -> dict[str, int]:
         control = self._library.LLAMA_TOKEN_ATTR_CONTROL
-        ids = range(self._llama.n_vocab())
+        ids = range(self.vocab_size)
         marked = [i for i in ids if self._library.llama_vocab_get_attr(self._vocabulary, i) & control]
         return dict(zip(self.pieces(marked), marked, strict=True))
 
@@ -205,7 +222,7 @@ class GGUFEngine:
     def extend(self, ids: Sequence[int]) -> np.ndarray:
         self._llama.eval(list(map(int, ids)))
         pointer = self._library.llama_get_logits_ith(self._llama.ctx, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
 
     def close(self) -> None:
         """Free the model; without it llama-cpp-python complains while the interpreter shuts down."""
