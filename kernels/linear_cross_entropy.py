@@ -21,7 +21,6 @@ smaller ones read dW again and again, larger ones leave the cache.
 N rows, V vocabulary, d width. fp32 inside (fp64 for fp64 inputs), whatever the dtype of the inputs.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kernels.linear_cross_entropy_torch import Buffers, RowSums, accumulate, chunk_buffers, torch_rows
 from kernels.resolution import Asked, Resolution, resolve_kernel
 
 IGNORED = -100
@@ -73,15 +73,7 @@ class Options(NamedTuple):
     with_entropy: bool
     rows: int
     implementation: str
-
-
-class RowSums(NamedTuple):
-    """Weighted fp64 sums over the rows of a chunk, and d loss / d logits where asked for."""
-
-    loss: Tensor
-    entropy: Tensor
-    z: Tensor
-    gradient: Tensor | None
+    graded: bool = True
 
 
 def linear_cross_entropy(
@@ -118,7 +110,9 @@ def linear_cross_entropy(
     if chunk_bytes != "auto":
         rows = max(1, chunk_bytes // (weight_VD.shape[0] * product_dtype.itemsize))
     resolved = resolution(implementation, device_type).implementation
-    options = Options(product_dtype, z_loss, with_entropy, rows, resolved)
+    # inside a Function the mode is off, and what an input needs does not know it
+    graded = torch.is_grad_enabled()
+    options = Options(product_dtype, z_loss, with_entropy, rows, resolved, graded)
     loss_sum, entropy_sum, z_sum = _ChunkedLoss.apply(hidden_ND, weight_VD, labels, row_weights, options)
     return LossSums(
         loss_sum,
@@ -190,7 +184,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, row_weights, options):
         with torch.autocast(hidden.device.type, enabled=False):
-            needs = ctx.needs_input_grad[:2]
+            needs = tuple(each and options.graded for each in ctx.needs_input_grad[:2])
             product = weight.to(options.product_dtype)
             sums, grads = _sums_and_gradients(hidden, product, labels, row_weights, options, needs)
         ctx.save_for_backward(*grads)
@@ -218,68 +212,38 @@ def _sums_and_gradients(
     needs: tuple[bool, bool],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
     """Sums of loss, entropy and z, and the gradients that are needed, chunk by chunk in a fixed order."""
-    pass_over = _torch_rows if options.implementation == "torch" else _triton_rows
+    on_torch = options.implementation == "torch"
     totals = tuple(torch.zeros((), dtype=torch.float64, device=hidden.device) for _ in range(3))
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     grad_weight = (
         torch.zeros(weight.shape, dtype=row_weights.dtype, device=weight.device) if needs[1] else None
     )
-    # one buffer for all chunks: fresh memory of this size costs more than the exponentials put into it
-    shape = (
-        options.rows if options.with_entropy and options.implementation == "torch" else 0,
-        weight.shape[0],
-    )
-    scratch = torch.empty(shape, dtype=row_weights.dtype, device=weight.device)
+    buffers = chunk_buffers(min(options.rows, hidden.shape[0]), weight, row_weights.dtype, on_torch)
     for start in range(0, hidden.shape[0], options.rows):
         rows = slice(start, start + options.rows)
         inputs = hidden[rows].to(weight.dtype)
-        given = (inputs @ weight.T, labels[rows], row_weights[rows], scratch)
-        found = pass_over(*given, options, any(needs))
+        chunk = Buffers(*(each[: len(inputs)] for each in buffers))
+        torch.mm(inputs, weight.T, out=chunk.logits)
+        given = (chunk, labels[rows], row_weights[rows], options.z_loss, options.with_entropy, any(needs))
+        found = torch_rows(*given) if on_torch else _triton_rows(*given)
         for total, part in zip(totals, found[:3], strict=True):
             total += part
         if needs[0]:
             grad_hidden[rows] = found.gradient @ weight
         if needs[1]:
-            grad_weight += found.gradient.T @ inputs
-        del given, found  # their chunk goes before the next one comes
+            accumulate(grad_weight, found.gradient, inputs)
     return totals, (grad_hidden, grad_weight)
 
 
-def _torch_rows(
-    logits: Tensor, labels: Tensor, share: Tensor, scratch: Tensor, options: Options, graded: bool
-) -> RowSums:
-    """The row pass in plain torch, over the logits' own memory where they are in the accumulator's dtype."""
-    none = torch.zeros((), dtype=torch.float64, device=logits.device)
-    shifted, label = logits.to(share.dtype), labels[:, None]
-    chosen = shifted.gather(1, label).squeeze(1)
-    largest = shifted.amax(1, keepdim=True)
-    shifted.sub_(largest)
-    exponentials = torch.exp(shifted, out=scratch[: len(shifted)] if options.with_entropy else shifted)
-    mass = exponentials.sum(1)
-    normaliser = largest.squeeze(1) + mass.log()
-    loss, entropy, z, scale = ((normaliser - chosen) * share).sum(dtype=torch.float64), none, none, share
-    if options.with_entropy:
-        moment = shifted.mul_(exponentials).sum(1)
-        entropies = (mass.log() - moment / mass).clamp(0, math.log(logits.shape[1]))
-        entropy = (entropies * share).sum(dtype=torch.float64)
-    if options.z_loss:
-        z = (normaliser.square() * share).sum(dtype=torch.float64)
-        loss, scale = loss + options.z_loss * z, share * (1 + 2 * options.z_loss * normaliser)
-    if not graded:
-        return RowSums(loss, entropy, z, None)
-    gradient = exponentials.mul_((scale / mass)[:, None]).scatter_add_(1, label, -share[:, None])
-    return RowSums(loss, entropy, z, gradient.to(logits.dtype))
-
-
 def _triton_rows(
-    logits: Tensor, labels: Tensor, share: Tensor, _: Tensor, options: Options, graded: bool
+    chunk: Buffers, labels: Tensor, share: Tensor, z_loss: float, _: bool, graded: bool
 ) -> RowSums:
     from kernels.linear_cross_entropy_triton import launch_rows
 
-    nll, entropy, normaliser = launch_rows(logits, labels, share, options.z_loss, graded)
+    nll, entropy, normaliser = launch_rows(chunk.logits, labels, share, z_loss, graded)
     parts = (nll * share, entropy * share, normaliser.square() * share)
     loss, entropy, z = (each.sum(dtype=torch.float64) for each in parts)
-    return RowSums(loss + options.z_loss * z, entropy, z, logits if graded else None)
+    return RowSums(loss + z_loss * z, entropy, z, chunk.logits if graded else None)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -52,8 +52,13 @@ class UpdateScalars(NamedTuple):
 
     def packed(self, device: torch.device | str) -> Tensor:
         """fp64 [10] on `device`: rounding 1 - beta2 to fp32 only after the subtraction matters."""
-        parts = [torch.as_tensor(each, dtype=torch.float64, device=device) for each in self]
-        return torch.stack(parts)
+        as_fp64 = {"dtype": torch.float64, "device": device}
+        return torch.stack(
+            [
+                each.to(**as_fp64) if isinstance(each, Tensor) else torch.full((), each, **as_fp64)
+                for each in self
+            ]
+        )
 
 
 class Slot(NamedTuple):

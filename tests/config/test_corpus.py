@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.config.corpus import CorpusConfig
+from utils.config.corpus import LANGUAGES, CorpusConfig
 from utils.config.evaluate import EvaluateConfig
-from utils.pipeline.config import load_config
+from utils.pipeline.config import load_config, semantic_view
+from utils.pipeline.errors import ConfigError
 from utils.pipeline.external import EVALUATION
 from utils.pipeline.workspace import REPOSITORY, STAGES, Workspace
 
@@ -33,13 +34,80 @@ def config(**changes: object) -> CorpusConfig:
         ({"sources": [BOOKS | {"rules": {"top_2gram": [0, 1]}}]}, '"top_2gram" needs one number, or "off"'),
         ({"sources": [BOOKS | {"weight": 2}]}, "a weight other than 1 needs budget.tokens"),
         ({"budget": {"count": "tokenizer"}}, 'budget.count "tokenizer" and inputs.tokenizer need each other'),
-        ({"language": {"keep": ["english"]}}, "should match pattern"),
+        ({"language": {"keep": ["english"]}}, 'no language is called "english"; there are: ace, af, am'),
+        ({"executor": {"kind": "dask", "address": "10.0.0.1"}}, '"10.0.0.1" is no address such as'),
         ({"sources": [WEB | {"id": "a/b/c"}]}, "should match pattern"),
     ],
 )
 def test_refusals(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (BOOKS | {"feilds": {}}, 'unknown key "sources[0].feilds" (did you mean "fields"?)'),
+        (WEB | {"splitt": ""}, 'unknown key "sources[0].splitt" (did you mean "split"?)'),
+        (BOOKS | {"fields": {"txt": ""}}, 'unknown key "sources[0].fields.txt" (did you mean "text"?)'),
+        (BOOKS | {"weight": 0}, '"sources[0].weight": input should be greater than 0'),
+        (BOOKS | {"preset": "proze"}, '"sources[0].preset": "proze" is unknown (did you mean "prose"?)'),
+        (BOOKS | {"preset": 1}, "\"sources[0].preset\": input should be 'web', 'prose' or 'short'"),
+        (
+            BOOKS | {"rules": {"top2gram": 0.2}},
+            '"sources[0].rules.top2gram": "top2gram" is unknown (did you mean "top_2gram"?)',
+        ),
+        (
+            BOOKS | {"rules": {"top_2gram": "on"}},
+            '"sources[0].rules.top_2gram": input should be a valid number or a valid array '
+            "or 'off', this is \"on\"",
+        ),
+        ({"kind": "local", "paths": ["x"]}, '"sources[0].name": field required'),
+    ],
+)
+def test_a_mistake_is_told_as_the_file_has_it(tmp_path: Path, source: dict, message: str):
+    """Without the names of the branches that a value was tried against."""
+    (tmp_path / "20.json").write_text(json.dumps({"output": "data/x/corpus", "sources": [source]}))
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "20.json", CorpusConfig, Workspace(tmp_path, STAGES))
+    assert str(error.value) == f"20.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "stands"),
+    [
+        ({"split": {"val_fraction": 0.1, "min_val_documents": 1}}, True),
+        ({"shards": {"target_mebibytes": 1, "compression": "gzip"}}, True),
+        ({"deduplicate": {"similarity": 0.9}}, True),
+        ({"sources": [BOOKS | {"max_removed_fraction": 1, "rules": {"word_length": [2, 12]}}]}, True),
+        ({"split": {"by": "document"}}, False),
+        ({"deduplicate": {"near": False}}, False),
+        ({"budget": {"tokens": 1}}, False),
+        ({"seed": 1}, False),
+        ({"sources": [BOOKS]}, False),
+    ],
+)
+def test_what_was_read_stands_as_long_as_rows_are_what_they_were(changes: dict, stands: bool):
+    workspace = Workspace(Path("/nowhere"), STAGES)
+    plain = {"sources": [BOOKS | {"rules": {"word_length": [2, 12]}}]}
+    before = json.loads(json.dumps(semantic_view(config(**plain), workspace)))
+    assert CorpusConfig.only_adds(before, semantic_view(config(**(plain | changes)), workspace)) == stands
+
+
+def test_a_budget_looks_at_duplicates_while_it_reads():
+    views = [
+        semantic_view(
+            config(budget={"tokens": 9}, deduplicate={"similarity": s}), Workspace(Path("/"), STAGES)
+        )
+        for s in (0.8, 0.9)
+    ]
+    assert not CorpusConfig.only_adds(*views)
+
+
+def test_the_languages_are_those_of_the_model():
+    from utils.corpus.language import _model
+
+    assert sorted(set(_model().languages)) == LANGUAGES
 
 
 def test_rules_take_numbers_pairs_and_off():

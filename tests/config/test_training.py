@@ -17,9 +17,12 @@ RUNTIME = {
     "save_every_minutes",
     "keep_last",
     "keep_best",
+    "preempt_deadline_seconds",
 }
-RUNTIME |= {"log_every_steps", "trackers", "kernels"}
-NEUTRAL = {"parameter_dtype"}  # at their defaults
+RUNTIME |= {"log_every_steps", "trackers", "kernels", "attention", "compile", "activation_checkpointing"}
+NEUTRAL = {"parameter_dtype", "document_attention", "deterministic"}  # at their defaults
+NEUTRAL |= {"early_stopping_patience_evals", "sample_temperature"}
+INPUTS = {"continue_from"}  # by the digest of what is there
 MINIMAL = {"output": "o", "model": "demo", "inputs": {"tokenizer": "t", "data": [{"path": "d"}]}}
 
 
@@ -33,7 +36,7 @@ def test_shipped_configs_load(profile):
 def test_runtime_fields_stay_out_of_the_key_and_all_others_are_in_it():
     view = semantic_view(PretrainConfig.model_validate(MINIMAL), REPOSITORY)
     fields = set(PretrainConfig.model_fields) - {"output"}
-    assert fields - set(view) == RUNTIME | NEUTRAL
+    assert fields - set(view) == RUNTIME | NEUTRAL | INPUTS
     assert len(view["model"]) == 64  # the architecture file's digest, not its name
 
 
@@ -44,7 +47,7 @@ def test_runtime_fields_stay_out_of_the_key_and_all_others_are_in_it():
         ({"optimizer": {"learning_rate": -1}}, "learning_rate -1.0 is below 0"),
         ({"schedule": {"warmup_steps": 0}}, "warmup_steps 0 is below 1"),
         ({"micro_batch_rows": 0}, "0 is below 1"),
-        ({"precision": "fp16"}, "fp32"),
+        ({"precision": "fp8"}, "fp16"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_reason(change, message):

@@ -234,6 +234,26 @@ def test_chunk_bytes_bound_the_logits_and_change_nothing():
         torch.testing.assert_close(other.entropy_sum, found[0].entropy_sum, rtol=1e-6, atol=0)
 
 
+class Products(TorchDispatchMode):
+    """How many matrix products were made inside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "mm" in function.__name__
+        return function(*args, **(kwargs or {}))
+
+
+def test_evaluation_multiplies_only_for_the_logits():
+    hidden, weight, targets = problem(300, 64, 128, "none")
+    with torch.no_grad(), Products() as products:
+        linear_cross_entropy(hidden, weight, targets)
+    assert products.count == math.ceil(300 / chunk_rows(64, 128, "cpu"))
+    with Products() as products:
+        linear_cross_entropy(hidden, weight, targets)
+    assert products.count == 3 * math.ceil(300 / chunk_rows(64, 128, "cpu"))
+
+
 class LiveBytes(TorchDispatchMode):
     """The most bytes that storages made inside held at once."""
 

@@ -31,6 +31,7 @@ CONFIG = {
     "inputs": {"tokenizer": "data/toy/tokenizer", "data": [{"path": "data/toy/packed"}]},
     "budget": {"unit": "steps", "value": 120},
     "global_batch_tokens": 256,
+    "micro_batch_rows": 8,
     "optimizer": {"learning_rate": 0.01},
     "precision": "fp32",
     "cpu_threads": 1,

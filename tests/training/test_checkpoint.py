@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.training import toy_stage
-from tests.training.toy_stage import main, run, toy_trainer, write_config
+from tests.training.toy_stage import main, run, toy_trainer, workspace_of, write_config
+from utils.pipeline import seal
 from utils.pipeline.errors import StageError
+from utils.pipeline.verify import Verifier
+from utils.training import checkpoint
 from utils.training.checkpoint import read_snapshot
 from utils.training.state import frozen_digest, load_optimizer_tensors, optimizer_tensors
 
@@ -261,26 +265,44 @@ def test_leftovers_of_a_killed_writer_are_swept_and_never_read(tmp_path, uninter
     assert artifact_files(tmp_path) == artifact_files(uninterrupted)
 
 
-@pytest.mark.parametrize("moment", ["_write_files", "os.rename", "CheckpointStore._prune"])
-def test_dying_at_any_write_point_leaves_a_run_that_continues(tmp_path, uninterrupted, monkeypatch, moment):
+WRITE_POINTS = {
+    "before a file": (checkpoint, "_write_tensors", 4),
+    "inside a file": (checkpoint, "_write_tensors", 5),
+    "before the random state": (checkpoint, "_write_tensors", 6),
+    "before the records": (checkpoint, "write_lines", 3),
+    "before the manifest": (seal, "compute_seal", 2),
+    "between the manifest and its name": (seal.os, "replace", 2),
+    "before the rename": (checkpoint, "_into_place", 2),
+    "before best.json": (checkpoint.CheckpointStore, "_point_to_best", 2),
+    "before the old ones go": (checkpoint.CheckpointStore, "_prune", 2),
+}
+
+
+@pytest.mark.parametrize("moment", WRITE_POINTS)
+def test_dying_at_any_write_point_leaves_whole_checkpoints_and_a_run_that_continues(
+    tmp_path, uninterrupted, monkeypatch, moment
+):
+    """Each takes away the thread that writes, and leaves on disk what is there at that moment."""
     write_config(tmp_path, **SETTINGS)
-    module = sys.modules["utils.training.checkpoint"]
-    owner, name = {
-        "_write_files": (module, "_write_files"),
-        "os.rename": (module, "_into_place"),
-        "CheckpointStore._prune": (module.CheckpointStore, "_prune"),
-    }[moment]
+    owner, name, last = WRITE_POINTS[moment]
     original, calls = getattr(owner, name), []
 
-    def dying(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
+    def dying(*arguments, **more):
+        if threading.current_thread() is not threading.main_thread():
+            calls.append(name)
+        if len(calls) >= last:
+            if moment == "inside a file":
+                original(*arguments)
+                arguments[1].write_bytes(arguments[1].read_bytes()[:-100])
             raise StageError("killed")
-        return original(*arguments)
+        return original(*arguments, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying)
         assert run(tmp_path) == 4
+    partial = tmp_path / "checkpoints/toy.partial/checkpoints"
+    named = sorted(partial.glob("step_*"))
+    assert named and all(Verifier(workspace_of(tmp_path)).artifact(each)[1].good for each in named)
     assert run(tmp_path) == 0
     assert artifact_files(tmp_path) == artifact_files(uninterrupted)
 

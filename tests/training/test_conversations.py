@@ -51,7 +51,7 @@ def model() -> LlamaForCausalLM:
 
 
 @given(st.lists(st.integers(2, ROW + 1), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_document_is_in_exactly_one_row_uncut(lengths: list[int]) -> None:
     packed = packed_of(lengths)
     batch = packed.rows(range(packed.num_rows))

@@ -75,11 +75,12 @@ def test_the_model_learns_to_count_upwards(tmp_path):
     assert code == 0 and produced == [9, 10, 11, 12, 13, 14]
 
 
-def test_evaluation_samples_and_checkpoints_do_not_change_the_weights(tmp_path):
+def test_evaluation_samples_checkpoints_and_trackers_do_not_change_the_weights(tmp_path):
     plain, busy = tmp_path / "plain", tmp_path / "busy"
+    watched = {"trackers": ["tensorboard"], "log_every_steps": 1, "keep_last": 1, "keep_best": False}
     for root, values in (
         (plain, {"eval_every_steps": 100, "save_every_steps": 100}),
-        (busy, {"eval_every_steps": 1, "save_every_steps": 1}),
+        (busy, {"eval_every_steps": 1, "save_every_steps": 1} | watched),
     ):
         root.mkdir()
         write_config(root, steps=6, dropout=0.5, **values)
@@ -125,6 +126,64 @@ def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(tmp_path
     assert not all(torch.equal(a, b) for a, b in zip(seen[1][1], seen[2][1], strict=True))
     rows = steps(tmp_path)
     assert [row["skipped"] for row in rows] == [False, True, False, False] and rows[1]["loss"] is None
+
+
+class PoisonedRow(NextTokenLoss):
+    """A loss that is not a number wherever the rows of one number are read."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.rows = CountingRows()
+        self.poisoned = [self.rows.rows(range(n, n + 1)).tokens for n in numbers]
+
+    def __call__(self, model, batch):
+        sums = super().__call__(model, batch)
+        found = any((batch.tokens == tokens).all(-1).any() for tokens in self.poisoned)
+        return replace(sums, loss_sum=sums.loss_sum * (math.nan if found else 1.0))
+
+
+def poisoned_rows_main(numbers, seen):
+    def main(config, stage):
+        trainer = poisoned_trainer(config, stage, PoisonedRow(numbers))
+        trainer.resume()
+        for step, _ in trainer:
+            moments = [each.clone() for state in trainer.optimizer.state.values() for each in state.values()]
+            seen[step] = [each.detach().clone() for each in trainer.model.parameters()] + moments
+            trainer.save_if_due()
+        return trainer.finish()
+
+    return main
+
+
+def skipped_log(folder):
+    return [json.loads(line) for line in (folder / "log" / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_one_poisoned_row_skips_one_step_and_is_written_down(tmp_path):
+    """Row 93 is in step 24: rows 92 to 95, in two micro-batches."""
+    write_config(tmp_path, steps=26, micro_batch_rows=2)
+    seen = {}
+    assert run(tmp_path, entry=poisoned_rows_main([93], seen)) == 0
+    assert all(torch.equal(a, b) for a, b in zip(seen[23], seen[24], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(seen[24], seen[25], strict=True))
+    rows = steps(tmp_path)
+    assert [row["step"] for row in rows if row["skipped"]] == [24]
+    (said,) = skipped_log(tmp_path / "checkpoints/toy")
+    assert said["step"] == 24 and said["rows"] == [[0, 92], [0, 93], [0, 94], [0, 95]]
+    assert said["cursor"] == {"rows_drawn": 92, "seed": 0}
+    assert said["losses"] == [row["loss"] for row in rows[3:23]]  # the last 20
+
+
+def test_five_poisoned_steps_in_a_row_end_with_4(tmp_path, capsys):
+    write_config(tmp_path, steps=26, save_every_steps=4)
+    seen = {}
+    assert run(tmp_path, entry=poisoned_rows_main([22, 27, 30, 33, 38], seen)) == 4
+    message = capsys.readouterr().err
+    assert "5 steps in a row had a gradient that is not finite, the last one step 10" in message
+    assert "the last good checkpoint is step_00000008" in message and "warmup_steps" in message
+    partial = tmp_path / "checkpoints/toy.partial"
+    assert [each["step"] for each in skipped_log(partial)] == [6, 7, 8, 9, 10]
+    assert all(torch.equal(a, b) for a, b in zip(seen[5], seen[10], strict=True))
 
 
 def test_too_many_skipped_steps_end_the_run_with_the_last_good_checkpoint(tmp_path, capsys):

@@ -108,11 +108,12 @@ def test_the_step_descends_on_both():
     """What is accumulated is the gradient of loss_sum + auxiliary."""
     model, batch = tiny("vesper"), rows()
     wrapped = LossModel(model, next_token_loss, FP32)
-    step = GradientStep(wrapped, None, dict(model.named_parameters()), OneProcess(), 1.0, lambda: False)
+    parts = (wrapped, None, dict(model.named_parameters()), FP32.scaler(), OneProcess())
+    step = GradientStep(*parts, 1.0, lambda: False)
     sums = wrapped(batch)
     router = model.model.layers[1].mlp.gate.weight
     (wanted,) = torch.autograd.grad((sums.loss_sum + sums.auxiliary) / 18, router)
-    step.accumulate([batch], 18)
+    step.accumulate([batch], torch.tensor(18.0, dtype=torch.float64))
     torch.testing.assert_close(router.grad, wanted)
 
 

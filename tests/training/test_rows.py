@@ -3,6 +3,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from utils.packing.mixture import Mixture, MixtureSource
 from utils.pipeline.errors import ConfigError
 from utils.training.rows import MixtureRows, micro_batch_rows
 
@@ -72,3 +73,17 @@ def test_uneven_shares_are_refused():
         micro_batch_rows("auto", 32, 3)
     with pytest.raises(ConfigError, match='"micro_batch_rows": 5 does not divide the 32 rows of a process'):
         micro_batch_rows(5, 32, 1)
+
+
+def test_the_rows_of_a_step_are_named_by_its_cursor_without_going_there():
+    mixture = Mixture([MixtureSource(10, "a" * 64), MixtureSource(7, "b" * 64)], seed=3, batch_rows=4)
+    rows, seen = MixtureRows(mixture, lambda draws: draws), []
+    for _ in range(5):
+        cursor = rows.cursor()
+        drawn = [(int(d), int(r)) for part in rows.next_step(0, 1, 2) for d, r in zip(*part, strict=True)]
+        seen.append((cursor, [list(pair) for pair in drawn]))
+    after = rows.cursor()
+    assert all(rows.row_ids(cursor) == drawn for cursor, drawn in seen) and rows.cursor() == after
+    assert rows.epochs(5) == max(mixture.epochs(5)) > 1
+    assert MixtureRows(Counting(), None).row_ids({"rows_drawn": 0}) == []  # raw text has no numbers
+    assert MixtureRows(Counting(), None).epochs(5) is None

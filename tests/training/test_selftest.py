@@ -1,11 +1,19 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from tests.training.toy_stage import CountingRows, ToyBatch, toy_model
+from tests.training.toy_stage import VOCAB, CountingRows, ToyBatch, toy_model
 from utils.pipeline.errors import StageError
 from utils.training import loss as loss_module
 from utils.training.precision import FP32
-from utils.training.selftest import check_alignment, check_causality, check_initial_loss, check_isolation
+from utils.training.selftest import (
+    check_alignment,
+    check_causality,
+    check_initial_loss,
+    check_isolation,
+    check_offset,
+)
 
 
 @pytest.fixture
@@ -67,3 +75,38 @@ def test_a_wrong_initial_loss_is_refused():
         check_initial_loss(9.0, 8.37)
     with pytest.raises(StageError):
         check_initial_loss(float("nan"), 8.37)
+
+
+class Foreteller(torch.nn.Module):
+    """Sure of the id that is `distance` places on, in rows that count upwards."""
+
+    def __init__(self, distance: int, certainty: float = 9.0) -> None:
+        super().__init__()
+        self.distance, self.certainty = distance, certainty
+        self.place = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids, position_ids, use_cache):
+        ids = (input_ids + self.distance) % VOCAB
+        return SimpleNamespace(logits=self.certainty * torch.nn.functional.one_hot(ids, VOCAB).float())
+
+
+def test_a_model_of_the_token_after_next_is_refused(batch):
+    following, later = check_offset(Foreteller(1), batch)
+    assert following < 0.1 and later > 8
+    with pytest.raises(
+        StageError, match="predicts the token after next .* inputs or targets are shifted twice"
+    ):
+        check_offset(Foreteller(2), batch)
+
+
+def test_a_model_that_ignores_its_context_is_not_blamed_for_rare_first_tokens(batch):
+    """Blind to what comes before, it may well be better at later tokens: the first ones are the rare ones."""
+
+    class Blind(Foreteller):
+        def forward(self, input_ids, position_ids, use_cache):
+            counts = torch.bincount(batch.tokens[:, 4:].flatten(), minlength=VOCAB) + 0.01
+            logits = counts.log().expand(*input_ids.shape, VOCAB)
+            return SimpleNamespace(logits=logits)
+
+    following, later = check_offset(Blind(0), batch)
+    assert later < following

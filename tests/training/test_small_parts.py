@@ -68,12 +68,12 @@ def test_threads_are_shared_among_the_processes_of_a_machine():
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
-    first = Trackers(tmp_path, [], 0, print)
+    first = Trackers(tmp_path, [], 0, {}, print)
     for step in (1, 2, 3):
         first.write(step, {"loss": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # a kill tore the last line
-    again = Trackers(tmp_path, [], 2, print)
+    again = Trackers(tmp_path, [], 2, {}, print)
     again.write(3, {"loss": 30.0})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
@@ -81,12 +81,12 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
 
 def test_a_failing_sink_is_switched_off_with_one_line(tmp_path):
     warnings = []
-    trackers = Trackers(tmp_path, ["tensorboard"], 0, warnings.append)
+    trackers = Trackers(tmp_path, ["tensorboard"], 0, {}, warnings.append)
 
     def full(*_):
         raise OSError("disk full")
 
-    trackers._board.add_scalar = full
+    trackers.sinks["tensorboard"].write = full
     for step in (1, 2):
         trackers.write(step, {"loss": 1.0})
     assert warnings == ["tensorboard is switched off: disk full"]

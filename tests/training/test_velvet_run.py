@@ -139,7 +139,12 @@ def test_a_step_that_is_not_finite_keeps_every_state_and_is_written_down(tmp_pat
     assert [row["skipped"] for row in rows] == [False, True, False, False]
     written = (tmp_path / "checkpoints/toy/log/skipped.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == [
-        {"step": 2, "cursor": {"rows_drawn": 4, "seed": 0}, "losses": [rows[0]["loss"]]}
+        {
+            "step": 2,
+            "rows": [[0, 4], [0, 5], [0, 6], [0, 7]],
+            "cursor": {"rows_drawn": 4, "seed": 0},
+            "losses": [rows[0]["loss"]],
+        }
     ]
 
 
@@ -148,7 +153,7 @@ def test_two_processes_follow_the_signals_of_both(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for root in (one, two):
         root.mkdir()
-        write_config(root, steps=6, **VELVET)
+        write_config(root, steps=6, micro_batch_rows="auto", **VELVET)
     assert run(one) == 0
     result = launch(two, 2)
     assert result.returncode == 0, result.stderr

@@ -54,6 +54,8 @@ class ToyConfig(TrainingConfig):
     """Optimizer steps."""
     dropout: float = 0.0
     """Attention dropout, to see that random state is restored."""
+    batch_rows: int = 4
+    """Rows of a global batch."""
     poisoned_steps: list[int] = []
     """Steps whose loss is not a number."""
 
@@ -99,6 +101,12 @@ class CountingRows:
     def cursor(self) -> dict:
         return {"rows_drawn": self.drawn, "seed": self.seed}
 
+    def row_ids(self, cursor: dict) -> list[list[int]]:
+        return [[0, cursor["rows_drawn"] + i] for i in range(self.batch_rows)]
+
+    def epochs(self, steps: int) -> float:
+        return steps * self.batch_rows / 100
+
     def restore(self, cursor: dict) -> None:
         if cursor["seed"] != self.seed:
             raise StageError("the cursor belongs to other rows")
@@ -119,7 +127,7 @@ def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
     schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
     optimizer = build_optimizer(model, config.optimizer, 1e-2, config.kernels)
     loss = NextTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
-    return Trainer(model, CountingRows(), optimizer, schedule, config, stage, loss)
+    return Trainer(model, CountingRows(config.batch_rows), optimizer, schedule, config, stage, loss)
 
 
 def main(config: ToyConfig, stage: Stage) -> dict:
@@ -152,6 +160,7 @@ def write_config(root: Path, name: str = "toy.json", **values: object) -> Path:
     defaults = {
         "output": "checkpoints/toy",
         "cpu_threads": 1,
+        "micro_batch_rows": 4,
         "precision": "fp32",
         "trackers": [],
         "log_every_steps": 100,

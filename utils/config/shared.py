@@ -5,6 +5,7 @@ Parts that several stage configs share.
         executor: Runtime[ExecutorConfig] = ExecutorConfig()
 """
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -29,4 +30,6 @@ class ExecutorConfig(Section):
     def _address_fits_the_kind(self) -> Self:
         if (self.kind == "dask") != bool(self.address):
             raise ValueError('kind "dask" needs the address of its scheduler, and no other kind has one')
+        if self.address and not re.fullmatch(r"\w+://.+:\d+", self.address):
+            raise ValueError(f'"{self.address}" is no address such as "tcp://10.0.0.1:8786"')
         return self

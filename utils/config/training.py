@@ -140,6 +140,7 @@ class ScheduleConfig(Section):
 class TrainingConfig(StageConfig):
     """The part of a training stage's config that the shared loop reads."""
 
+    stage_version: ClassVar[int] = 2
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
     keeps_partial: ClassVar[bool] = True
 
@@ -152,9 +153,22 @@ class TrainingConfig(StageConfig):
     global_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens of one optimizer step over all processes, rounded to whole rows."""
     micro_batch_rows: Runtime[int | Literal["auto"]] = "auto"
-    """Rows per forward pass and process; must divide the rows of a process."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; parameters, gradients and moments are fp32."""
+    """Rows per forward pass and process; must divide the rows of a process. "auto" tries what fits."""
+    document_attention: Annotated[Literal["isolated", "full"], Neutral("isolated")] = "isolated"
+    """Whether a token sees only its own document ("isolated") or everything before it in its row ("full")."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """
+    Arithmetic of the forward pass; parameters, gradients and moments are fp32. "auto" is bf16 where the
+    device has it, else fp16 on CUDA (with a scaled loss) and fp32 on a CPU.
+    """
+    deterministic: Annotated[bool, Neutral(False)] = False
+    """Equal bits on every run on CUDA as well, at some cost in speed; a CPU gives them anyway."""
+    attention: Runtime[Literal["auto", "flash_attention_2", "sdpa", "eager"]] = "auto"
+    """Form of attention: "auto" is flash attention 2 where it is installed and can run, else torch's SDPA."""
+    compile: Runtime[Literal["off", "auto", "on"]] = "off"
+    """Compile the decoder layers: "auto" does on CUDA for runs of 500 steps and more."""
+    activation_checkpointing: Runtime[bool] = False
+    """Keep only the inputs of each decoder layer and compute the rest again in the backward pass."""
     kernels: Runtime[Literal["auto", "torch", "triton"]] = "auto"
     """
     Form of the head loss and of Velvet's update: "auto" is Triton on CUDA where it agrees with torch, else
@@ -164,6 +178,8 @@ class TrainingConfig(StageConfig):
     """Threads per process; "auto" shares the usable cores among the processes of this machine."""
     eval_every_steps: int | Literal["auto"] = "auto"
     """Optimizer steps between evaluations; "auto" is a twentieth of the run."""
+    early_stopping_patience_evals: Annotated[int, Neutral(0)] = Field(0, ge=0)
+    """Evaluations without a new best after which the run ends; 0 never ends it early."""
     save_every_steps: Runtime[int | Literal["auto"]] = "auto"
     """Optimizer steps between checkpoints; "auto" is a twentieth of the run."""
     save_every_minutes: Runtime[float] = Field(15.0, gt=0)
@@ -176,10 +192,12 @@ class TrainingConfig(StageConfig):
     """Which checkpoint's weights become the artifact."""
     max_consecutive_skips: int = Field(5, ge=1)
     """Steps in a row with a non-finite gradient after which the run ends."""
+    preempt_deadline_seconds: Runtime[float] = Field(25.0, gt=0)
+    """Time from SIGTERM to a sealed checkpoint; after it the one before stands. torchrun kills after 30."""
     log_every_steps: Runtime[int] = Field(10, ge=1)
     """Optimizer steps between lines in the log."""
-    trackers: Runtime[list[Literal["tensorboard"]]] = ["tensorboard"]
-    """Where curves go besides log/metrics.jsonl."""
+    trackers: Runtime[list[Literal["tensorboard", "wandb"]]] = ["tensorboard"]
+    """Where curves go besides log/metrics.jsonl; "wandb" wants its package and WANDB_API_KEY."""
 
     @field_validator(
         "global_batch_tokens", "micro_batch_rows", "cpu_threads", "eval_every_steps", "save_every_steps"

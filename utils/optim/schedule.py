@@ -39,9 +39,15 @@ class Schedule:
     decay_steps: int
 
     @classmethod
-    def of(cls, config: ScheduleConfig, peak: float, steps: int, beta2: float) -> "Schedule":
-        """Resolve a config for a run of `steps`. ConfigError when the warm-up does not fit into it."""
-        warmup = auto_warmup_steps(steps, beta2) if config.warmup_steps == "auto" else config.warmup_steps
+    def of(
+        cls, config: ScheduleConfig, peak: float, steps: int, beta2: float, warm: bool = False
+    ) -> "Schedule":
+        """
+        Resolve a config for a run of `steps`; one that starts `warm`, with another's moments, has no warm-up
+        unless asked. ConfigError when the warm-up does not fit into it.
+        """
+        auto = 0 if warm else auto_warmup_steps(steps, beta2)
+        warmup = auto if config.warmup_steps == "auto" else config.warmup_steps
         decay = round(config.decay_fraction * steps) if config.kind == "wsd" else 0
         if warmup + decay > steps:
             raise ConfigError(

@@ -41,6 +41,7 @@ from utils.pipeline.errors import ConfigError, StageError
 
 CLIP_EPSILON = 1e-6
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+MEASURED = ("grad_norm", "eta", "s", "b", "entropy", "skipped")
 
 Controls = Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]
 
@@ -103,7 +104,7 @@ class Velvet(torch.optim.Optimizer):
         self.config, self._log_vocab, self._asked = config, math.log(vocab_size), implementation
         self._controls = controls or FollowPredictions(config)
         self.run: RunState | None = None
-        self._report: Tensor | None = None
+        self._measured: Tensor | None = None
         self._masks: list[Tensor | None] | None = None
 
     @torch.no_grad()
@@ -136,18 +137,21 @@ class Velvet(torch.optim.Optimizer):
             implementation=implementation,
         )
         entropy = signal[1] / signal[2] / self._log_vocab
-        self._report = torch.stack(
+        self._measured = torch.stack(
             [norm, scalars[0], advanced.factor, advanced.beta1, entropy, skip.double()]
         )
 
-    def report(self) -> dict[str, float]:
+    def measured(self) -> dict[str, Tensor]:
         """
-        Of the last step: grad_norm, eta, s, b, entropy (a share of ln V, where it is followed) and skipped.
-        Waits for the device.
+        Of the last step, on the device: grad_norm, eta, s, b, entropy (a share of ln V, where it is followed)
+        and skipped.
         """
-        names = ("grad_norm", "eta", "s", "b", "entropy", "skipped")
-        found = dict(zip(names, self._report.tolist(), strict=True))
+        found = dict(zip(MEASURED, self._measured.unbind(), strict=True))
         return found if self.config.follows_entropy else {k: v for k, v in found.items() if k != "entropy"}
+
+    def report(self) -> dict[str, float]:
+        """What was measured, as numbers. Waits for the device."""
+        return {name: float(value) for name, value in self.measured().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """
@@ -270,9 +274,11 @@ def _squares(implementation: str) -> Callable[[list[Tensor]], Tensor]:
 
 
 def _scalar(value: Tensor | float | None, default: float, device: torch.device) -> Tensor:
-    """fp64, 0-dimensional, on the device."""
+    """fp64, 0-dimensional, on the device; a number is written there by a kernel, without a wait."""
     number = default if value is None else value
-    return torch.as_tensor(number, dtype=torch.float64, device=device).detach().reshape(())
+    if isinstance(number, Tensor):
+        return number.detach().to(device, torch.float64).reshape(())
+    return torch.full((), number, dtype=torch.float64, device=device)
 
 
 def _taken(tensors: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from utils.pipeline.errors import StageError
 
-START_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+START_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 Z_95 = 1.959963984540054
 
 

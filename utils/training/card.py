@@ -25,6 +25,8 @@ def model_card(
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

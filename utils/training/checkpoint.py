@@ -12,7 +12,8 @@ renamed, so a kill leaves the one before or this one. No pickle. A folder that v
 the run.
 
     store = CheckpointStore(stage, keep_last=2, keep_best=True)
-    store.write(snapshot)
+    store.write(snapshot)                   # on a thread; the next one waits, and raises what this one met
+    store.wait()
     folder = store.newest()                 # verified, of this key; None at the start of a run
 """
 
@@ -34,6 +35,8 @@ from utils.pipeline.manifest import Manifest
 from utils.pipeline.stage import Stage
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier, changes_since, stored_currency
+from utils.training.background import Background
+from utils.training.parts import placed_like
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "trainer.json"
 WRITING = ".writing-"
@@ -61,6 +64,9 @@ class CheckpointStore:
         self._stage, self._keep_last, self.keeps_best = stage, keep_last, keep_best
         self.folder = stage.partial / "checkpoints"
         self._parent = ""
+        self._background = Background()
+        self._abandoned = False
+        stage.leaving.callback(self._leave)
 
     def newest(self) -> Path | None:
         """
@@ -114,6 +120,7 @@ class CheckpointStore:
 
     def newest_name(self) -> str:
         """The folder that a rerun would continue from, for messages."""
+        self._background.join(0 if self._abandoned else None)
         return max((folder.name for folder in self.folders()), default="none")
 
     def of_step(self, step: int) -> Path:
@@ -124,13 +131,27 @@ class CheckpointStore:
         for leftover in self.folder.glob(WRITING + "*"):
             shutil.rmtree(leftover)
 
-    def write(self, snapshot: Snapshot) -> Path:
+    def write(self, snapshot: Snapshot) -> None:
         """
-        Seal one checkpoint and remove those no longer kept. A step that is already there is left as it is.
+        Seal one checkpoint on a thread and remove those no longer kept, once the one before is done. A step
+        that is already there is left as it is. Raises what the one before met.
         """
+        self._background.start(lambda: self._seal(snapshot))
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether everything is sealed, after at most so many seconds; else what is under way is given up."""
+        self._abandoned = not self._background.wait(seconds)
+        return not self._abandoned
+
+    def _leave(self) -> None:
+        """Nobody else may have the folder while the thread writes in it."""
+        if not self._abandoned:
+            self._background.join()
+
+    def _seal(self, snapshot: Snapshot) -> None:
         target = self.of_step(snapshot.step)
         if target.exists():
-            return target
+            return
         building = self.folder / f"{WRITING}{target.name}"
         building.mkdir(parents=True)
         _write_files(building, snapshot)
@@ -141,7 +162,6 @@ class CheckpointStore:
         if snapshot.best.get("step") == snapshot.step:
             self._point_to_best(snapshot.best | {"output_digest": self._parent})
         self._prune(snapshot.best.get("step", -1))
-        return target
 
     def _point_to_best(self, best: dict) -> None:
         pointer = self.folder / "best.json"
@@ -192,7 +212,7 @@ def copy_into(source: dict[str, Tensor], target: dict[str, Tensor], file: str) -
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             ours, theirs = (f"{tuple(each.shape)} {each.dtype}" for each in (tensor, found))
             raise ValueError(f"{file}: tensor {name} is {theirs}, the model has {ours}")
-        tensor.copy_(found)
+        tensor.copy_(placed_like(found, tensor))
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
@@ -211,11 +231,11 @@ def _into_place(building: Path, target: Path) -> None:
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in snapshot.model.items()}, folder / MODEL)
-    save_file(snapshot.optimizer, folder / OPTIMIZER)
+    _write_tensors({name: tensor.contiguous() for name, tensor in snapshot.model.items()}, folder / MODEL)
+    _write_tensors(snapshot.optimizer, folder / OPTIMIZER)
     (folder / "rng").mkdir()
     for rank, tensors in enumerate(snapshot.rng):
-        save_file(tensors, folder / "rng" / f"rank_{rank:05d}.safetensors")
+        _write_tensors(tensors, folder / "rng" / f"rank_{rank:05d}.safetensors")
     chain = {
         "step": snapshot.step,
         "tokens": snapshot.tokens,
@@ -225,6 +245,16 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     (folder / STATE).write_bytes(canonical_json(snapshot.state | chain) + b"\n")
     for name, records in snapshot.records.items():
         write_lines(folder / f"{name}.jsonl", records)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how its writer reports a full disk, too
+        raise StageError(
+            f"{path.parent.name}/{path.name} cannot be written: {error}; what was committed is kept",
+            fix="make room or mend that, then rerun to continue",
+        ) from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from utils.training.loss import (
     device_of,
     head_loss,
     next_token_targets,
+    on_device,
 )
 
 
@@ -104,7 +105,7 @@ def trained_targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, targets and positions [B, T] of the one shift, with targets -100 where they are not trained."""
     inputs, targets, position = next_token_targets(batch, device)
-    trained = torch.as_tensor(batch.trained[:, 1:], device=device).bool()
+    trained = on_device(batch.trained[:, 1:], device).bool()
     return inputs, targets.masked_fill(~trained, IGNORED), position
 
 

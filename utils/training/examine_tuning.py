@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from utils.training.attention import any_precision
 from utils.training.loop import Trainer
 from utils.training.loss import Batch
 from utils.training.pairs import PairBatch, held_out_logps
@@ -61,7 +62,8 @@ class AnswerExaminer:
         model = self._trainer.model
         was_training = model.training
         model.eval()
-        answers = list(zip(self._answer(model), self._questions, strict=True))
+        with self._trainer.whole_model(), any_precision(model):
+            answers = list(zip(self._answer(model), self._questions, strict=True))
         model.train(was_training)
         for text, asked in answers:
             self._trainer.record(
@@ -92,7 +94,7 @@ class PreferenceExaminer:
     def evaluate(self) -> dict[str, float]:
         """Measure the weights as they are; those before the first step are no candidate."""
         trainer = self._trainer
-        with trainer.machine.precision.autocast():
+        with trainer.whole_model(), trainer.machine.precision.autocast():
             numbers = self._measure(*held_out_logps(trainer.model, self._batches, self._reference))
         if trainer.step:
             trainer.observe(**numbers)

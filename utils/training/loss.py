@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from kernels.linear_cross_entropy import IGNORED, LossSums, Signals, linear_cross_entropy, row_entropy
 from kernels.resolution import Asked
+from utils.training.attention import document_spans, whole_rows
 from utils.training.precision import FP32, Precision
 from utils.training.routing import add_routing, has_routers, recorded_routing
 
@@ -57,12 +58,18 @@ def next_token_targets(batch: Batch, device: torch.device | str = "cpu") -> tupl
     Inputs, targets and positions [B, T]; a target is -100 on padding and where its document is not its
     input's.
     """
-    tokens = torch.as_tensor(batch.tokens, device=device).long()
-    document = torch.as_tensor(batch.document, device=device)
-    position = torch.as_tensor(batch.position, device=device).long()
+    tokens, document, position = (
+        on_device(column, device) for column in (batch.tokens, batch.document, batch.position)
+    )
+    tokens, position = tokens.long(), position.long()
     scored = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
     targets = tokens[:, 1:].masked_fill(~scored, IGNORED)
     return tokens[:, :-1], targets, position[:, :-1]
+
+
+def on_device(column: object, device: torch.device | str) -> Tensor:
+    """A column of a batch, numpy or torch, where it is needed; from pinned memory without a wait."""
+    return torch.as_tensor(column).to(device, non_blocking=True)
 
 
 class HeadOptions(NamedTuple):
@@ -98,8 +105,9 @@ def decoder_hidden(model: nn.Module, inputs_BT: Tensor, position_BT: Tensor) -> 
     """
     Last hidden states [B, T, D]. Restarting positions keep documents of a row apart: no token sees another's.
     """
-    decoder = _causal_model(model).get_decoder()
-    return decoder(input_ids=inputs_BT, position_ids=position_BT, use_cache=False).last_hidden_state
+    decoder = causal_model(model).get_decoder()
+    spans = document_spans(decoder, position_BT)
+    return decoder(input_ids=inputs_BT, position_ids=position_BT, use_cache=False, **spans).last_hidden_state
 
 
 def head_loss(
@@ -113,7 +121,7 @@ def head_loss(
     Sums of w * nll and w over the targets that are not -100, and the same as signals; the chunked loss
     wherever the head is a plain matrix.
     """
-    head = _causal_model(model).get_output_embeddings()
+    head = causal_model(model).get_output_embeddings()
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     weights_N = None if weights_BT is None else weights_BT.flatten()
     if type(head) is nn.Linear and head.bias is None:
@@ -156,7 +164,7 @@ def token_scores(
     with_entropy: bool = False,
 ) -> tuple[Tensor, Signals]:
     """token_nll, and what the predictions of the scored targets say."""
-    head = _causal_model(model).get_output_embeddings()
+    head = causal_model(model).get_output_embeddings()
     scored = targets_BT != IGNORED
     logits = head(decoder_hidden(model, inputs_BT, position_BT)[scored]).float()
     nll = F.cross_entropy(logits, targets_BT[scored], reduction="none")
@@ -170,14 +178,22 @@ class LossModel(nn.Module):
     Model and objective as one module that returns scalars only: what is wrapped for several processes.
 
     Mixed precision is a region inside it, so no wrapper ever copies logits. While it trains, a model with
-    experts gets the terms that balance them (utils/training/routing.py).
+    experts gets the terms that balance them (utils/training/routing.py). With `documents` "full" a token
+    sees everything before it in its row; what is scored stays the same.
     """
 
-    def __init__(self, model: nn.Module, loss: Objective, precision: Precision) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective,
+        precision: Precision,
+        documents: Literal["isolated", "full"] = "isolated",
+    ) -> None:
         super().__init__()
-        self.model, self.loss, self.precision = model, loss, precision
+        self.model, self.loss, self.precision, self.documents = model, loss, precision, documents
 
     def forward(self, batch: Batch) -> LossSums:
+        batch = whole_rows(batch) if self.documents == "full" else batch
         with self.precision.autocast():
             if not self.training or not self._watched():
                 return self.loss(self.model, batch)
@@ -185,20 +201,20 @@ class LossModel(nn.Module):
 
     def _watched(self) -> bool:
         """Whether the model has a part that is told which tokens are real."""
-        causal_model = _causal_model(self.model)
-        return has_routers(causal_model.config) or hasattr(causal_model, "counting")
+        inner = causal_model(self.model)
+        return has_routers(inner.config) or hasattr(inner, "counting")
 
     def _watch(self, batch: Batch) -> LossSums:
-        causal_model = _causal_model(self.model)
-        document = torch.as_tensor(batch.document, device=device_of(self.model))
+        inner = causal_model(self.model)
+        document = on_device(batch.document, device_of(self.model))
         real_BT = document[:, :-1] >= 0
-        counting = causal_model.counting(real_BT) if hasattr(causal_model, "counting") else nullcontext()
-        if not has_routers(causal_model.config):
+        counting = inner.counting(real_BT) if hasattr(inner, "counting") else nullcontext()
+        if not has_routers(inner.config):
             with counting:
                 return self.loss(self.model, batch)
-        with counting, recorded_routing(causal_model.get_decoder()) as passes:
+        with counting, recorded_routing(inner.get_decoder()) as passes:
             sums = self.loss(self.model, batch)
-        return add_routing(sums, passes, causal_model.config, real_BT.flatten())
+        return add_routing(sums, passes, inner.config, real_BT.flatten())
 
 
 @torch.no_grad()
@@ -232,6 +248,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _causal_model(model: nn.Module) -> nn.Module:
+def causal_model(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

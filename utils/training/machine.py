@@ -16,13 +16,15 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from kernels import linear_cross_entropy, velvet_update
 from kernels.resolution import Asked, Resolution
 from utils.config.training import TrainingConfig
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.ranks import join_processes
+from utils.training.determinism import make_deterministic
+from utils.training.loss import LossModel
 from utils.training.precision import Precision, resolve_precision, resolve_threads, store_in_bf16
 
 
@@ -37,7 +39,13 @@ class Machine:
 
     @classmethod
     def of(cls, config: TrainingConfig) -> "Machine":
-        """Join the processes of this launch and set the number of threads."""
+        """
+        Join the processes of this launch and set the number of threads. ConfigError for the older kind of
+        sharding.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise ConfigError("only FSDP2 is supported", fix='set "fsdp_version: 2" in the launch config')
+        make_deterministic(config)
         wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         on_cpu = join_processes().device.type == "cpu"
         accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[wrapper])
@@ -61,13 +69,48 @@ class Machine:
     def num_ranks(self) -> int:
         return self.accelerator.num_processes
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over processes; itself when there is one."""
-        return self.accelerator.prepare_model(module) if self.num_ranks > 1 else module
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes share the weights out among them (FSDP2) or each has a copy (DDP)."""
+        return self.num_ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+    def wrap(self, module: LossModel, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """
+        The module with gradients averaged over processes; itself when there is one. Sharded, module and
+        optimizer get their parts here, together.
+        """
+        if self.num_ranks == 1:
+            return module
+        if not self.sharded:
+            return self.accelerator.prepare_model(module)
+        from utils.training.sharding import shard
+
+        return shard(module, optimizer, self.precision, self.device.type)
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager:
         """The region of all micro-batches but the last: gradients stay local."""
-        return module.no_sync() if self.num_ranks > 1 else nullcontext()
+        if self.num_ranks == 1:
+            return nullcontext()
+        if not self.sharded:
+            return module.no_sync()
+        from utils.training.sharding import without_sync
+
+        return without_sync(module)
+
+    def whole(self, module: LossModel) -> AbstractContextManager:
+        """The region in which this process can run the model alone, without gradients."""
+        if not self.sharded:
+            return nullcontext()
+        from utils.training.sharding import whole
+
+        return whole(module)
+
+    def make_whole(self, model: nn.Module) -> None:
+        """After the last step: rank 0 has the whole model, to write it."""
+        if self.sharded:
+            from utils.training.sharding import make_whole
+
+            make_whole(model, keep=self.rank == 0)
 
     def sum(self, values: list[float]) -> list[float]:
         """Each value summed over the processes, in fp64."""
@@ -75,6 +118,16 @@ class Machine:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         return self.accelerator.reduce(tensor, "sum").tolist()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The tensor summed over the processes, without waiting for the device."""
+        return values if self.num_ranks == 1 else self.accelerator.reduce(values, "sum")
+
+    def number(self, value: Tensor | float) -> Tensor:
+        """fp64, 0-dimensional, on the device; a float is written there by a kernel, without a wait."""
+        if isinstance(value, Tensor):
+            return value.detach().to(self.device, torch.float64)
+        return torch.full((), value, dtype=torch.float64, device=self.device)
 
     def gather(self, value: object) -> list:
         """The value of every process, in order of rank."""
@@ -84,10 +137,21 @@ class Machine:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def scaler(self) -> torch.amp.GradScaler:
+        """
+        What scales the loss in fp16, and does nothing in other precisions. ConfigError for sharded weights,
+        whose processes would each find a scale of their own.
+        """
+        if self.sharded and self.precision.name == "fp16":
+            raise ConfigError('"precision": fp16 is not for sharded weights', fix='"precision": "bf16"')
+        return self.precision.scaler()
+
     def describe(self) -> str:
         """One phrase for the log."""
-        processes = f", {self.num_ranks} processes" if self.num_ranks > 1 else ""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        kind = "sharded " if self.sharded else ""
+        processes = f", {self.num_ranks} {kind}processes" if self.num_ranks > 1 else ""
+        threads = torch.get_num_threads()
+        threads = f"{threads} thread{'s' if threads > 1 else ''}"
         kernels = ", ".join(f"{each.kernel} {each.implementation}" for each in self.kernels)
         precision = f"{self.precision} ({self.precision.reason})"
         return f"{self.device.type}{processes}, {threads}, {precision}, kernels {kernels}"

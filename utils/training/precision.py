@@ -16,6 +16,7 @@ from torch import nn
 from utils.pipeline.errors import ConfigError
 
 FIRST_BF16_CAPABILITY = (8, 0)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,38 @@ class Precision:
     way.
     """
 
-    name: Literal["fp32", "bf16"]
+    name: Literal["fp32", "bf16", "fp16"]
     device_type: str
     reason: str = "asked for"
 
     def autocast(self) -> AbstractContextManager:
         """The region in which matrix products run in this precision."""
-        return torch.autocast(self.device_type, torch.bfloat16) if self.name == "bf16" else nullcontext()
+        return nullcontext() if self.name == "fp32" else torch.autocast(self.device_type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps fp16 gradients away from zero by a factor on the loss; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return DTYPES[self.name]
 
     def __str__(self) -> str:
-        return "bf16 autocast" if self.name == "bf16" else "fp32"
+        return self.name if self.name == "fp32" else f"{self.name} autocast"
 
 
 FP32 = Precision("fp32", "cpu")
 
 
-def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
     """
-    bf16 where the device computes in it, fp32 elsewhere. ConfigError when `accelerate launch` asks for
-    another.
+    bf16 where the device computes in it, else fp16 on CUDA and fp32 elsewhere. ConfigError when `accelerate
+    launch` asks for another.
     """
     capable, reason = _bf16_capable(device)
-    name = ("bf16" if capable else "fp32") if asked == "auto" else asked
+    other = "fp16" if device.type == "cuda" else "fp32"
+    name = ("bf16" if capable else other) if asked == "auto" else asked
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", name):
         raise ConfigError(

@@ -6,6 +6,7 @@ Random state of python, numpy and torch: seeded once, kept in checkpoints as ten
     restore_rng(state)
 """
 
+import hashlib
 import random
 
 import numpy as np
@@ -18,6 +19,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def derived_seed(seed: int, rank: int, step: int) -> int:
+    """For a rank that the checkpoint of this step knows nothing of; the same at every such resume."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {rank} {step}".encode()).digest()[:4], "big")
 
 
 def capture_rng() -> dict[str, Tensor]:

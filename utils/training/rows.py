@@ -5,13 +5,13 @@ Where the Trainer gets its rows: one fixed, infinite order that any number of pr
     for batch in rows.next_step(rank=0, num_ranks=1, micro_rows=16): ...
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from utils.pipeline.errors import ConfigError
 from utils.training.loss import Batch
 
-MOST_AUTO_ROWS = 16
+MOST_UNTRIED_ROWS = 16
 
 
 class Rows(Protocol):
@@ -27,6 +27,12 @@ class Rows(Protocol):
 
     def restore(self, cursor: dict) -> None:
         """Go to a saved position. StageError when it belongs to other data."""
+
+    def row_ids(self, cursor: dict) -> list[list[int]]:
+        """[dataset, row] of every row in the step that starts at a cursor; [] where rows have no numbers."""
+
+    def epochs(self, steps: int) -> float | None:
+        """How often a run of so many steps reads what it reads most; None where rows have no numbers."""
 
 
 class MixtureRows:
@@ -51,19 +57,42 @@ class MixtureRows:
     def restore(self, cursor: dict) -> None:
         self._mixture.restore(cursor)
 
+    def row_ids(self, cursor: dict) -> list[list[int]]:
+        if not hasattr(self._mixture, "at"):
+            return []
+        return [list(map(int, row)) for row in zip(*self._mixture.at(cursor), strict=True)]
+
+    def epochs(self, steps: int) -> float | None:
+        return max(self._mixture.epochs(steps)) if hasattr(self._mixture, "epochs") else None
+
+
+def join_cursors(cursors: Sequence[dict]) -> dict:
+    """
+    One cursor of those that the ranks have: all know the same, but for the `parts` of raw text, of which each
+    knows what it reads.
+    """
+    joined = dict(cursors[0])
+    if "parts" in joined:
+        joined["parts"] = {name: state for cursor in cursors for name, state in cursor["parts"].items()}
+    return joined
+
 
 def micro_batch_rows(asked: int | Literal["auto"], batch_rows: int, num_ranks: int) -> int:
     """
-    Rows of one forward pass: those asked for, or the largest divisor of a rank's rows up to 16.
-
-    On a CPU 4 to 32 rows of 256 tokens train equally fast, so "auto" only has to bound memory. ConfigError
-    when the rows cannot be shared evenly.
+    Rows of one forward pass: those asked for, all rows of a process when that is more, or, before anything
+    was tried, the largest divisor of them up to 16. ConfigError when the rows cannot be shared evenly.
     """
     rows, rest = divmod(batch_rows, num_ranks)
     if rest:
         raise ConfigError(f"a global batch of {batch_rows} rows cannot be shared by {num_ranks} processes")
     if asked == "auto":
-        return max(size for size in range(1, min(rows, MOST_AUTO_ROWS) + 1) if rows % size == 0)
+        return max(size for size in divisors(rows) if size <= MOST_UNTRIED_ROWS)
+    asked = min(asked, rows)
     if rows % asked:
         raise ConfigError(f'"micro_batch_rows": {asked} does not divide the {rows} rows of a process')
     return asked
+
+
+def divisors(rows: int) -> list[int]:
+    """The sizes that share `rows` evenly, ascending."""
+    return [size for size in range(1, rows + 1) if rows % size == 0]

@@ -5,6 +5,7 @@ What a run proves about itself before its first update: it optimises what it say
     check_causality(model, batch)                      the last input changes no earlier output
     check_isolation(model, batch)                      changing one document changes no other
     check_initial_loss(loss, expected)                 from scratch: ln V + d s^2 / 2
+    check_offset(model, batch)                         after some training: it predicts the next token
 
 Each ends the stage with what was found. A shift made twice, a mask that leaks, or weights drawn at the wrong
 scale would otherwise show as a slightly worse model.
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.pipeline.errors import StageError
+from utils.training.attention import any_precision
 from utils.training.loss import IGNORED, Batch, decoder_hidden, device_of, mean_loss, next_token_targets
 from utils.training.precision import Precision
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 INITIAL_LOSS_TOLERANCE = 0.25
 LEAK_TOLERANCE = 1e-4
+OFFSET_TOLERANCE = 0.05
 
 
 @torch.no_grad()
@@ -29,7 +32,8 @@ def check_alignment(model: nn.Module, batch: Batch, precision: Precision) -> flo
     claimed = mean_loss(model, [batch], precision=precision)
     tokens = torch.as_tensor(batch.tokens, device=device_of(model)).long()
     _, targets, position = next_token_targets(batch, device_of(model))
-    logits = model(input_ids=tokens[:, :-1], position_ids=position, use_cache=False).logits.float()
+    with any_precision(model):
+        logits = model(input_ids=tokens[:, :-1], position_ids=position, use_cache=False).logits.float()
     following = tokens[:, 1:].masked_fill(targets == IGNORED, IGNORED)
     direct = float(F.cross_entropy(logits.flatten(0, 1), following.flatten(), ignore_index=IGNORED))
     if not abs(claimed - direct) <= TOLERANCE[precision.name]:
@@ -77,6 +81,32 @@ def check_initial_loss(loss: float, expected: float) -> None:
         raise StageError(
             f"self-test: loss {loss:.3f} at step 0, expected {expected:.3f} within {INITIAL_LOSS_TOLERANCE}"
         )
+
+
+@torch.no_grad()
+def check_offset(model: nn.Module, batch: Batch) -> tuple[float, float]:
+    """
+    Mean NLL of the next token and of the one after it, where both are of the same document.
+
+    A model whose inputs or targets were shifted twice knows more of the second than of the first: its mean
+    prediction, which knows nothing, gains more on it by looking at the context.
+    """
+    inputs, _, position = next_token_targets(batch, device_of(model))
+    tokens = torch.as_tensor(batch.tokens, device=inputs.device).long()
+    document = torch.as_tensor(batch.document, device=inputs.device)
+    whole = (document[:, :-2] == document[:, 2:]) & (document[:, 2:] >= 0)
+    logits = model(input_ids=inputs, position_ids=position, use_cache=False).logits[:, :-1][whole].float()
+    known = torch.log_softmax(logits, -1)
+    blind = known.exp().mean(0).log()
+    next_ids, later_ids = tokens[:, 1:-1][whole], tokens[:, 2:][whole]
+    following, later = (-known.gather(1, ids[:, None]).mean() for ids in (next_ids, later_ids))
+    gain = (-blind[later_ids].mean() - later) - (-blind[next_ids].mean() - following)
+    if later < following and gain > OFFSET_TOLERANCE:
+        raise StageError(
+            f"this model predicts the token after next ({later:.3f} nats, the next one {following:.3f}); "
+            "inputs or targets are shifted twice"
+        )
+    return float(following), float(later)
 
 
 def _refuse_leak(before: Tensor, after: Tensor, finding: str) -> None:

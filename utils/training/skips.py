@@ -3,10 +3,11 @@ Steps that were not taken because something in them was not finite: counted, wri
 row end the run.
 
     skips = Skips(stage, most_in_a_row=5, writes=True, last_good=store.newest_name)
-    skips.count(step, skipped, cursor, history)
+    skips.count(row, history, cursor, rows.row_ids)
 
-The data go on, the weights and the optimizer do not. log/skipped.jsonl says which rows (the cursor before
-the step) and what the losses before were.
+The data go on, the weights and the optimizer do not. log/skipped.jsonl says which rows (their ids, and the
+cursor before the step) and what the losses before were. In fp16 an overflow of the scaled gradient is how the
+scale is found: it is counted apart and ends no run.
 """
 
 import json
@@ -22,30 +23,49 @@ class Skips:
     """Counters of a run; one process `writes`, and `last_good` names the newest checkpoint."""
 
     def __init__(self, stage: Stage, most_in_a_row: int, writes: bool, last_good: Callable[[], str]) -> None:
-        self.total = self.in_a_row = 0
+        self.total = self.in_a_row = self.overflows = 0
         self._stage, self._most, self._writes, self._last_good = stage, most_in_a_row, writes, last_good
 
-    def count(self, step: int, skipped: bool, cursor: dict, history: list[dict]) -> None:
-        """After each step. StageError when too many in a row were skipped."""
-        self.total += skipped
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
-        if skipped:
+    def count(
+        self, row: dict, history: list[dict], cursor: dict, row_ids: Callable[[dict], list[list[int]]]
+    ) -> None:
+        """
+        After each step, with its row of `history` and the place in the data before it. StageError when too
+        many in a row were skipped.
+        """
+        if row.get("overflow"):
+            self.overflows += 1
+            return
+        self.total += row["skipped"]
+        self.in_a_row = self.in_a_row + 1 if row["skipped"] else 0
+        step = history[-1]["step"]
+        if row["skipped"]:
             self._stage.log("skipped", f"step {step}: gradient not finite, weights unchanged", step=step)
-            losses = [row["loss"] for row in history[:-1] if "loss" in row][-RECENT_LOSSES:]
-            self._write({"step": step, "cursor": cursor, "losses": losses})
+            losses = [each["loss"] for each in history[:-1] if "loss" in each][-RECENT_LOSSES:]
+            self._write({"step": step, "rows": row_ids(cursor), "cursor": cursor, "losses": losses})
         if self.in_a_row >= self._most:
             raise StageError(
                 f"{self.in_a_row} steps in a row had a gradient that is not finite, "
                 f"the last one step {step}; the last good checkpoint is {self._last_good()}",
-                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "fp32"',
+                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "bf16" or "fp32"',
             )
 
     def state(self) -> dict[str, int]:
         """For the checkpoint."""
-        return {"skipped": self.total, "skipped_in_a_row": self.in_a_row}
+        return {
+            "skipped": self.total,
+            "skipped_in_a_row": self.in_a_row,
+            "overflows": self.overflows,
+        }
 
     def restore(self, state: dict) -> None:
         self.total, self.in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.overflows = state["overflows"]
+
+    def figures(self) -> dict[str, int]:
+        """For the manifest."""
+        overflows = {"overflowed_steps": self.overflows} if self.overflows else {}
+        return {"skipped_steps": self.total} | overflows
 
     def _write(self, row: dict) -> None:
         if not self._writes:

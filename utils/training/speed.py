@@ -47,9 +47,9 @@ class Speed:
 def speed_of(machine: Machine, flops_per_token: float) -> Speed:
     """The speed of a run whose processes all have a device like this one."""
     device, ranks = machine.device, machine.num_ranks
-    dtype = torch.bfloat16 if machine.precision.name == "bf16" else torch.float32
     peak = stated_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return Speed(flops_per_token, measure_gemm(device, dtype) * ranks, peak * ranks if peak else None)
+    gemm = measure_gemm(device, machine.precision.dtype)
+    return Speed(flops_per_token, gemm * ranks, peak * ranks if peak else None)
 
 
 def stated_peak(device_name: str) -> float | None:

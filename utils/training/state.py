@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.checkpoint import MODEL, OPTIMIZER, copy_into
+from utils.training.parts import placed_like, undivided
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -30,7 +31,11 @@ def moving_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The weights that a checkpoint stores: copies on the CPU of what training changes."""
-    return {name: each.detach().to("cpu", copy=True) for name, each in moving_tensors(model).items()}
+    return {name: _copied(each) for name, each in moving_tensors(model).items()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return undivided(tensor.detach()).to("cpu", copy=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -40,7 +45,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     tensors = {}
     for name, parameter in trainable_parameters(model).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{kind}/{name}"] = value.detach().to("cpu", copy=True)
+            tensors[f"{kind}/{name}"] = _copied(value)
     return tensors
 
 
@@ -77,7 +82,7 @@ def load_optimizer_tensors(
                 f"{OPTIMIZER}: tensor {full} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
             )
         place = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
-        optimizer.state[parameter][kind] = tensor.to(place)
+        optimizer.state[parameter][kind] = placed_like(tensor.to(place), parameter if tensor.ndim else tensor)
 
 
 def _load_by_name(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -2,8 +2,7 @@
 The fixed rows that a run is judged by, and what its loss means per byte of text.
 
     batches = list(spread_batches(packed_val, max_tokens=65_536))
-    bits_per_byte(loss, batches, bytes_of_id)                # bytes_of_id[i]: UTF-8 bytes that id i stands
-    for
+    bits_per_byte(loss, batches, bytes_of_id)           # bytes_of_id[i]: UTF-8 bytes that id i stands for
 """
 
 import math
@@ -45,6 +44,11 @@ def bits_per_byte(loss: float, batches: Iterable[Batch], bytes_of_id: np.ndarray
         targets = _scored(batch)
         count, text_bytes = count + len(targets), text_bytes + int(bytes_of_id[targets.numpy()].sum())
     return loss * count / (math.log(2) * max(text_bytes, 1))
+
+
+def count_targets(batches: Iterable[Batch]) -> int:
+    """How many targets the loss is a mean over."""
+    return sum(len(_scored(batch)) for batch in batches)
 
 
 def _scored(batch: Batch) -> Tensor:

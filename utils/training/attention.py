@@ -1,0 +1,96 @@
+"""
+Which form of attention runs, and which tokens it lets see each other.
+
+Documents of a row are kept apart by positions that restart. SDPA and eager attention read them and build a
+block mask, or none at all when every row of the micro-batch is one document. Flash attention would read them
+only in a batch of one row, so it gets the boundaries of all rows (`document_spans`).
+
+    attention = resolve_attention(config, machine.device, machine.precision)      # Choice
+    model = load_model(folder, attention.resolved)
+    decoder(input_ids=..., position_ids=position_BT, use_cache=False, **document_spans(decoder, position_BT))
+
+B rows, T tokens.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.config.training import TrainingConfig
+from utils.pipeline.errors import ConfigError
+from utils.training.choice import Choice
+from utils.training.precision import Precision
+
+FLASH = "flash_attention_2"
+FIRST_FLASH_CAPABILITY = (8, 0)
+INSTALL = "pip install flash-attn --no-build-isolation"
+
+
+def resolve_attention(config: TrainingConfig, device: torch.device, precision: Precision) -> Choice:
+    """The form of attention of a run. ConfigError when flash attention is asked for and cannot run."""
+    asked = config.attention
+    if asked in ("sdpa", "eager"):
+        return Choice(asked, asked)
+    obstacle = _flash_obstacle(device, precision, config.deterministic)
+    if not obstacle:
+        return Choice(asked, FLASH, "asked for" if asked == FLASH else "installed, and the GPU can run it")
+    if asked == "auto":
+        return Choice(asked, "sdpa", obstacle)
+    raise ConfigError(
+        f'"attention": {FLASH} cannot run: {obstacle}',
+        fix=f'set "attention": "auto", or on a GPU that can run it: {INSTALL}',
+    )
+
+
+def _flash_obstacle(device: torch.device, precision: Precision, deterministic: bool) -> str:
+    """The first reason why flash attention cannot run, or ""."""
+    if device.type != "cuda":
+        return f"flash attention needs CUDA, this is {device.type}"
+    if (capability := torch.cuda.get_device_capability(device)) < FIRST_FLASH_CAPABILITY:
+        return "flash attention needs CUDA capability 8.0, this GPU has {}.{}".format(*capability)
+    if precision.name == "fp32":
+        return "flash attention computes in 16 bits, the precision is fp32"
+    if deterministic:
+        return 'the backward pass of flash attention is not deterministic, and "deterministic" is set'
+    return "" if importlib.util.find_spec("flash_attn") else "flash-attn is not installed"
+
+
+def document_spans(decoder: nn.Module, position_BT: Tensor) -> dict[str, Tensor | int]:
+    """
+    The documents of all rows as flash attention wants them; nothing for other forms, which read positions.
+
+    A document begins with each row and wherever a position is not the one before plus 1. The longest span is
+    bounded by the row, so nothing waits for the device but the number of documents.
+    """
+    if decoder.config._attn_implementation != FLASH:
+        return {}
+    begins = torch.ones_like(position_BT, dtype=torch.bool)
+    begins[:, 1:] = position_BT.diff(dim=1) != 1
+    starts = begins.flatten().nonzero().squeeze(1)
+    edges, longest = F.pad(starts, (0, 1), value=position_BT.numel()).int(), position_BT.shape[1]
+    return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}
+
+
+def whole_rows(batch: object) -> object:
+    """The batch with positions that run through each row, so that every token sees all before it."""
+    positions = np.broadcast_to(np.arange(batch.tokens.shape[1]), tuple(batch.tokens.shape))
+    if isinstance(batch.position, Tensor):
+        return batch._replace(position=torch.from_numpy(positions.copy()).to(batch.position))
+    return batch._replace(position=positions.astype(batch.position.dtype))
+
+
+@contextmanager
+def any_precision(model: nn.Module) -> Iterator[None]:
+    """The region in which a model may be run outside mixed precision, as for samples: SDPA for flash."""
+    config = model.config
+    used = config._attn_implementation
+    config._attn_implementation = "sdpa" if used == FLASH else used
+    try:
+        yield
+    finally:
+        config._attn_implementation = used
