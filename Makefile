@@ -4,7 +4,8 @@
 #   make test                 this one checks the code
 
 PROFILE ?= demo
-MODEL ?= checkpoints/$(PROFILE)/gguf/model-q8_0.gguf
+# a profile without stage 120 ends with its merged checkpoint
+MODEL ?= checkpoints/$(PROFILE)/$(if $(wildcard config/$(PROFILE)/120_convert_gguf.json),gguf/model-q8_0.gguf,merged)
 ARGS ?=
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -12,7 +13,7 @@ BASE_PYTHON ?= python3
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup full-pipeline sample plan status verify chat generate corpus tokenizer pack pretrain sft-data sft \
+.PHONY: help setup full-pipeline sample plan status verify chat serve generate corpus tokenizer pack pretrain sft-data sft \
         preference-data preferences evaluate merge gguf schemas test lint format clean-builds clean-profile \
         clean-records clean-venv
 
@@ -51,6 +52,9 @@ verify: setup ## prove the GGUF down to the raw inputs
 
 chat: setup ## talk to the finished model
 	@$(PYTHON) tools/chat.py --model $(MODEL)
+
+serve: setup ## answer in the shape of OpenAI's API on 127.0.0.1 (ARGS='--port 8081 --slots 8')
+	@$(PYTHON) tools/serve.py --model $(MODEL) $(ARGS)
 
 generate: setup ## stage 10: synthetic text, chats and preference pairs
 	$(PYTHON) scripts/10_generate.py --config config/$(PROFILE)/10_generate.json $(ARGS)

@@ -11,9 +11,12 @@ import pytest
 
 from utils.config.corpus import CorpusConfig
 from utils.config.generate import GenerateConfig
+from utils.config.pack import PackConfig
+from utils.config.pretrain import PretrainConfig
+from utils.config.sft import SFTConfig
 from utils.config.tokenizer import TokenizerConfig
 from utils.config.transform import SFTToDPOConfig
-from utils.pipeline.config import merge
+from utils.pipeline.config_file import merge
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATE_BASE = {
@@ -27,6 +30,12 @@ CORPUS_BASE = {
     "output": "data/mine/corpus",
     "inputs": {"generated": "data/mine/generated"},
     "sources": [{"name": "books", "kind": "local", "paths": ["data/raw/corpus/*"]}],
+}
+
+PRETRAIN_BASE = {
+    "output": "checkpoints/mine/base",
+    "model": "demo",
+    "inputs": {"tokenizer": "data/mine/tokenizer", "data": [{"path": "data/mine/packed"}]},
 }
 
 
@@ -58,11 +67,26 @@ def test_the_generate_guide_has_one_config_per_kind_of_provider() -> None:
 @pytest.mark.parametrize("block", blocks("data.md", "json"))
 def test_data_blocks_are_valid_configs(block: str) -> None:
     part = json.loads(block)
-    base, config_class = ({}, TokenizerConfig) if "mode" in part else (CORPUS_BASE, CorpusConfig)
+    base, config_class = CORPUS_BASE, CorpusConfig
+    if "sequence_length_tokens" in part or part.keys() & {"mode", "vocab_size"}:
+        base, config_class = {}, PackConfig if "sequence_length_tokens" in part else TokenizerConfig
     assert set(part) <= config_class.model_validate(merge(base, part)).model_fields_set
 
 
-@pytest.mark.parametrize("guide", ["generate.md", "data.md"])
+def test_the_adapter_of_the_models_guide_is_a_valid_config() -> None:
+    (block,) = blocks("models.md", "json")
+    base = {"output": "o", "inputs": {"base": "b", "data": [{"path": "d"}]}, "epochs": 1.0}
+    tuning = SFTConfig.model_validate(merge(base, json.loads(block))).tuning
+    assert tuning.adapter is not None and tuning.adapter.num_active_ranks == 8
+
+
+@pytest.mark.parametrize("block", [*blocks("pretraining_data.md", "json"), *blocks("training.md", "json")])
+def test_pretraining_blocks_are_valid_configs(block: str) -> None:
+    part = json.loads(block)
+    assert set(part) <= PretrainConfig.model_validate(PRETRAIN_BASE | part).model_fields_set
+
+
+@pytest.mark.parametrize("guide", ["generate.md", "data.md", "models.md", "training.md"])
 def test_commands_name_scripts_that_exist(guide: str) -> None:
     assert commands(guide)
     for command in commands(guide):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.models.presets import gguf_obstacles, in_columns, load_architecture, obstacle_view
 from utils.pipeline.errors import ConfigError, LockstepError, Stopped
 from utils.pipeline.locks import exclusive
 from utils.pipeline.manifest import read_manifest
@@ -38,6 +39,7 @@ from utils.pipeline.verify import Verifier
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
 NOT_GOOD = 3
+GGUF_STAGE = "120_convert_gguf"
 
 
 def main(argv: Sequence[str], workspace: Workspace = REPOSITORY, launch: Launcher | None = None) -> int:
@@ -112,7 +114,23 @@ def _plan(arguments: argparse.Namespace, workspace: Workspace) -> int:
         about = f"about {step.seconds:.0f} s" if step.seconds and step.action != "up to date" else ""
         action = step.action if step.action == "up to date" else f"{step.action:<8}"
         print(f"{step.node.stage:<{NAME_COLUMN}}{action}{step.reason:<{width}}   {about}".rstrip())
+    for line in _no_gguf([step.node for step in steps], workspace):
+        print(line)
     return 0
+
+
+def _no_gguf(nodes: Sequence[Node], workspace: Workspace) -> list[str]:
+    """Why a profile that trains a model leaves out stage 120: what llama.cpp cannot express of it."""
+    configs = {node.stage: node.loaded.config for node in nodes}
+    if GGUF_STAGE in configs or "50_pretrain" not in configs:
+        return []
+    view = obstacle_view(load_architecture(configs["50_pretrain"].model, workspace))
+    tuned = configs.get("70_train_sft")
+    if adapter := tuned and tuned.tuning.adapter:
+        merged = "110_merge_lora" in configs and adapter.num_active_ranks == adapter.num_ranks
+        view["adapter"] = None if merged else adapter.model_dump()
+    causes = [f"  {line}" for line in in_columns(gguf_obstacles(view))]
+    return [f"{GGUF_STAGE:<{NAME_COLUMN}}none: llama.cpp cannot express the model", *causes] if causes else []
 
 
 def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:

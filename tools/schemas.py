@@ -1,10 +1,12 @@
 """
-What the configs are, told twice from the code: JSON Schemas for editors, and tables of keys in the guides.
+What the configs are, told twice from the code: JSON Schemas for editors, and tables of keys and of model
+sizes in the guides.
 
     python tools/schemas.py            # writes config/schema/*.schema.json and the tables in docs/*.md
     python tools/schemas.py --check    # exit 4 when a file there is not what the code says
 
-A guide says where its tables go with `<!-- keys of 10_generate -->` and `<!-- end of keys -->`.
+A guide says where its tables go with `<!-- keys of 10_generate -->` and `<!-- end of keys -->`, or
+`<!-- sizes -->` and `<!-- end of sizes -->`.
 """
 
 import argparse
@@ -16,11 +18,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.models.presets import count_parameters, flops_per_token, load_architecture, quantizes_to_k
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
 _TABLES = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
+_SIZES = re.compile(r"(<!-- sizes -->\n).*?(<!-- end of sizes -->)", re.DOTALL)
+SIZE_COLUMNS = (
+    "name",
+    "layers x width",
+    "heads",
+    "FFN",
+    "experts",
+    "vocabulary",
+    "parameters",
+    "without embeddings",
+    "of them per token",
+    "GFLOP/token (context)",
+    "K-quants",
+)
 
 
 def schemas(workspace: Workspace) -> dict[str, str]:
@@ -40,9 +57,41 @@ def guides(workspace: Workspace) -> dict[str, str]:
     found = {}
     for path in sorted(workspace.path("docs").glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        if _TABLES.search(text):
-            found[workspace.relative(path)] = _TABLES.sub(lambda match: _tables(match, workspace), text)
+        if _TABLES.search(text) or _SIZES.search(text):
+            text = _TABLES.sub(lambda match: _tables(match, workspace), text)
+            found[workspace.relative(path)] = _SIZES.sub(lambda match: _sizes(match, workspace), text)
     return found
+
+
+def _sizes(match: re.Match[str], workspace: Workspace) -> str:
+    return match[1] + "\n".join(size_table(workspace)) + "\n" + match[2]
+
+
+def size_table(workspace: Workspace) -> Iterator[str]:
+    """Markdown lines: what every architecture file counts with the vocabulary that it refers to."""
+    yield f"| {' | '.join(SIZE_COLUMNS)} |"
+    yield "|---" * len(SIZE_COLUMNS) + "|"
+    paths = workspace.path("config/architectures").glob("*.json")
+    shapes = {path.stem: load_architecture(path.stem, workspace) for path in paths}
+    for name, shape in sorted(shapes.items(), key=lambda item: (item[1].family, item[1].declared_parameters)):
+        vocabulary, context = shape.reference_vocab_size, shape.context_length_tokens
+        count = count_parameters(shape, vocabulary)
+        experts = f"{shape.moe.experts_per_token} of {shape.moe.num_experts}" if shape.moe else ""
+        flops = flops_per_token(shape, vocabulary, context) / 1e9
+        columns = [
+            f"`{name}`",
+            f"{shape.num_layers} x {shape.hidden_size:,}",
+            f"{shape.num_heads} x {shape.head_dim}",
+            f"{shape.ffn_size:,}",
+            experts,
+            f"{vocabulary:,}, {'tied' if shape.tie_embeddings else 'untied'}",
+            f"**{count.total:,}**",
+            f"{count.body:,}",
+            f"{count.active:,}" if shape.moe else "",
+            f"{flops:.3g} ({context:,})",
+            "yes" if quantizes_to_k(shape) else "no",
+        ]
+        yield f"| {' | '.join(columns)} |"
 
 
 def _tables(match: re.Match[str], workspace: Workspace) -> str:

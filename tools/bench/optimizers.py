@@ -12,12 +12,11 @@ in data/bench/optimizers/FORM.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from tools.bench.contest.arms import (
 )
 from tools.bench.contest.report import table, write_report
 from tools.bench.contest.runs import train
-from utils.pipeline.hashing import usable_cores
+from utils.corpus.processes import ProcessWorkers
 from utils.pipeline.journal import Journal
 from utils.pipeline.workspace import REPOSITORY
 
@@ -55,7 +54,7 @@ class Contest:
         self._journal = Journal(folder, "runs")
         self._results = {record["key"]: record["result"] for record in self._journal.records}
         self._started = time.monotonic()
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: ProcessWorkers | None = None
 
     def run(self, specs: Iterable[RunSpec]) -> list[dict]:
         """Results in the order of the specs, from the journal where they are known."""
@@ -71,8 +70,7 @@ class Contest:
 
     def _compute(self, missing: dict[str, RunSpec]) -> None:
         if self._pool is None:
-            workers = 1 if self.form.device == "cuda" else usable_cores()
-            self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+            self._pool = ProcessWorkers(1 if self.form.device == "cuda" else 0)
         jobs = {
             self._pool.submit(train, spec, self.form, self._log_of(spec)): (key, spec)
             for key, spec in missing.items()
@@ -82,7 +80,9 @@ class Contest:
             self._results[key] = job.result()
             self._journal.commit({"key": key, "spec": asdict(spec), "result": self._results[key]})
             loss, elapsed = self._results[key]["val_loss"], time.monotonic() - self._started
-            print(f"{elapsed:6.0f} s  {spec.arm} seed {spec.seed:<5} lr {spec.rate:.2e}  {loss:.4f}")
+            print(
+                f"{elapsed:6.0f} s  {spec.arm} seed {spec.seed:<5} lr {spec.rate:.2e}  {loss:.4f}", flush=True
+            )
 
     def _log_of(self, spec: RunSpec) -> list[tuple[float, float]]:
         """(eta, b) of the run that a spec replays; a step that was skipped moves nothing there either."""
@@ -101,9 +101,9 @@ class Contest:
         return sorted(self.run(specs), key=lambda run: run["result"]["val_loss"])
 
     def close(self) -> None:
-        """The workers go, the journal stays."""
+        """The workers go at once, the journal stays."""
         if self._pool:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
         self._journal.close()
 
 
@@ -113,11 +113,13 @@ def main() -> int:
     if form.device == "cuda" and not torch.cuda.is_available():
         print(f"--form {form.name}: not measured here (no CUDA device)")
         return 0
-    print(RULE)
+    print(RULE, flush=True)
     contest = Contest(replace(form, num_seeds=0), REPOSITORY.path(arguments.output) / form.name)
-    tuned = tune(contest, arguments.arms)
-    finals = final(contest, tuned, arguments.arms, form.num_seeds)
-    contest.close()
+    try:
+        tuned = tune(contest, arguments.arms)
+        finals = final(contest, tuned, arguments.arms, form.num_seeds)
+    finally:
+        contest.close()
     said = write_report(contest.folder, form, tuned, finals, range(form.num_seeds))
     report = json.loads((contest.folder / "report.json").read_text(encoding="ascii"))
     print(_table_of(report))

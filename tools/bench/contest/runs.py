@@ -10,7 +10,6 @@ Deterministic on a CPU; clocks are in `seconds` and `step_ms` alone.
 
 import hashlib
 import math
-import random
 import resource
 import statistics
 import time
@@ -22,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.linear_cross_entropy import LossSums
+from kernels.linear_cross_entropy import LossSums, Signals
 from tools.bench.contest.arms import Form, RunSpec
+from tools.bench.text import Rows, one_document_each, story_rows
 from utils.config.architecture import Architecture
 from utils.config.training import EntropyConfig, OptimizerConfig, PerplexityConfig, ScheduleConfig
-from utils.generate.teacher.stories import idea, tell, themes
 from utils.models.llama import build_llama, initialise
 from utils.models.presets import load_architecture
 from utils.optim.groups import build_optimizer, parameter_groups
@@ -34,7 +33,7 @@ from utils.optim.schedule import Schedule
 from utils.optim.velvet import Velvet
 from utils.packing.dataset import PackedDataset
 from utils.pipeline.workspace import REPOSITORY
-from utils.training.gradients import GradientStep, SignalStep, Totals, Update
+from utils.training.gradients import GradientStep, SignalStep, Totals
 from utils.training.loss import HeadOptions, NextTokenLoss, mean_loss
 from utils.training.state import trainable_parameters
 
@@ -47,14 +46,6 @@ NUM_STORIES, VAL_STORIES = 1500, 300
 MOST_REPEATS = 4
 MAX_NORM = 1.0
 CURVE_POINTS, CURVE_ROWS, FINAL_ROWS = 10, 64, 512
-
-
-class Rows(NamedTuple):
-    """Rows of T + 1 ids; one document each."""
-
-    tokens: np.ndarray
-    document: np.ndarray
-    position: np.ndarray
 
 
 class Data(NamedTuple):
@@ -73,8 +64,8 @@ def load_data(form: Form) -> Data:
         splits = [PackedDataset(REPOSITORY.path(form.packed), split) for split in ("train", "val")]
         train, val = (np.asarray(each.rows(np.arange(each.num_rows)).tokens) for each in splits)
         return Data(train, val, splits[0].vocab_size, 0.0)
-    train, val = (_stories(*each) for each in ((NUM_STORIES, 0), (VAL_STORIES, 1)))
-    return Data(_cut(train, form.row_tokens), _cut(val, form.row_tokens), 256, 1.0)
+    train, val = (story_rows(*each, form.row_tokens) for each in ((NUM_STORIES, 0), (VAL_STORIES, 1)))
+    return Data(train, val, 256, 1.0)
 
 
 def row_order(form: Form, seed: int, num_rows: int) -> np.ndarray:
@@ -97,12 +88,12 @@ def train(spec: RunSpec, form: Form, replay: Sequence[Sequence[float]] = ()) -> 
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
     order = row_order(form, spec.seed, len(data.train))
     step = Contestant(spec, form, model, replay)
-    held_out = [_rows(data.val[:CURVE_ROWS])]
+    held_out = [one_document_each(data.val[:CURVE_ROWS])]
     series: dict[str, list] = {name: [] for name in ("loss", "eta", "s", "b", "grad_norm", "optimizer_ms")}
     curve, steps, started = [], round(spec.share * form.steps), time.perf_counter()
     evaluating = 0.0
     for number in range(steps):
-        for name, value in step(number, _rows(data.train[order[number]])).items():
+        for name, value in step(number, one_document_each(data.train[order[number]])).items():
             series[name].append(value)
         if (number + 1) % max(1, form.steps // CURVE_POINTS) == 0 or number + 1 == steps:
             paused = time.perf_counter()
@@ -111,7 +102,7 @@ def train(spec: RunSpec, form: Form, replay: Sequence[Sequence[float]] = ()) -> 
             evaluating += time.perf_counter() - paused
     seconds = time.perf_counter() - started - evaluating
     final = mean_loss(
-        model, [_rows(data.val[CURVE_ROWS : CURVE_ROWS + FINAL_ROWS])], precision=step.precision
+        model, [one_document_each(data.val[CURVE_ROWS : CURVE_ROWS + FINAL_ROWS])], precision=step.precision
     )
     return {
         "val_loss": final if math.isfinite(final) else 1e9,
@@ -155,28 +146,33 @@ class Contestant:
         self._schedule = Schedule.of(shape, spec.rate, form.steps, spec.beta2)
         optimizer = self._optimizer(spec, config)
         kind = SignalStep if isinstance(optimizer, Velvet) else GradientStep
-        self._step = kind(model, optimizer, trainable_parameters(model), None, MAX_NORM, lambda: False)
+        parameters, scaler = trainable_parameters(model), self.precision.scaler()
+        self._step = kind(model, optimizer, parameters, scaler, None, MAX_NORM, lambda: False)
 
     def __call__(self, number: int, rows: Rows) -> dict[str, float | None]:
         with self.precision.autocast():
             sums = self._loss(self._model, rows)
         (sums.loss_sum / sums.count).backward()
-        loss, rate = float(sums.loss_sum.detach() / sums.count), self._schedule(number)
+        rate = self._schedule(number)
         if self._replay:
             rate, beta1 = self._replay[number]
             self._now = (1.0, beta1)
         started = time.perf_counter()
-        update = self._update(sums, loss, rate, number)
+        totals = self._totals(sums)
+        warming = number < self._schedule.warmup_steps and not self._replay
+        update = self._step.update(totals, rate, warming)
+        norm = math.nan if update.skipped else float(update.norm)
         taken = 1e3 * (time.perf_counter() - started)
         said = {"eta": rate, "s": 1.0, "b": None} | update.numbers
-        said |= {"grad_norm": update.norm, "loss": loss, "optimizer_ms": taken}
+        said |= {"grad_norm": norm, "loss": totals.loss, "optimizer_ms": taken}
         names = ("loss", "eta", "s", "b", "grad_norm", "optimizer_ms")
-        return {name: said[name] if _finite(said[name]) else None for name in names}
+        return {name: float(said[name]) if _finite(said[name]) else None for name in names}
 
-    def _update(self, sums: LossSums, loss: float, rate: float, number: int) -> Update:
-        signals = type(sums.signals)(*(float(each) for each in sums.signals))
-        warming = number < self._schedule.warmup_steps and not self._replay
-        return self._step.update(Totals(loss, {}, signals), rate, warming)
+    def _totals(self, sums: LossSums) -> Totals:
+        """What the loop would have summed over micro-batches and processes."""
+        loss = sums.loss_sum.detach().double()
+        followed = (torch.as_tensor(each).to(loss.device, torch.float64).detach() for each in sums.signals)
+        return Totals(loss / sums.count, {}, Signals(*followed), [])
 
     def _optimizer(self, spec: RunSpec, config: OptimizerConfig) -> torch.optim.Optimizer:
         if spec.arm == "H":
@@ -223,24 +219,6 @@ def optimizer_config(spec: RunSpec) -> OptimizerConfig:
         entropy=EntropyConfig(enabled=spec.arm in "DF"),
         perplexity=PerplexityConfig(enabled=spec.arm in "EF"),
     )
-
-
-def _stories(count: int, seed: int) -> np.ndarray:
-    random_ = random.Random(seed)
-    texts = [tell(idea(random_.choice(themes()), random_), random_) for _ in range(count)]
-    return np.frombuffer("\n\n".join(texts).encode("utf-8"), np.uint8)
-
-
-def _cut(ids: np.ndarray, row_tokens: int) -> np.ndarray:
-    count = (len(ids) - 1) // row_tokens
-    return np.lib.stride_tricks.sliding_window_view(ids, row_tokens + 1)[::row_tokens][:count].astype(
-        np.int64
-    )
-
-
-def _rows(tokens: np.ndarray) -> Rows:
-    document = np.zeros(tokens.shape, np.int32)
-    return Rows(tokens, document, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy())
 
 
 def _finite(value: float | Tensor | None) -> bool:
