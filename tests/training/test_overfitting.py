@@ -1,7 +1,6 @@
 """Signs of overfitting: found in a history, told once, kept, and only on demand a reason to stop."""
 
 import json
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -61,8 +60,9 @@ class LearntByHeart(CountingRows):
 
 
 def test_a_planted_set_is_noticed_and_the_best_step_published(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(toy_stage, "CountingRows", partial(LearntByHeart, 10))
-    plan = {"steps": 90, "eval_every_steps": 10, "save_every_steps": 10, "micro_batch_rows": 10}
+    monkeypatch.setattr(toy_stage, "CountingRows", LearntByHeart)
+    plan = {"steps": 90, "eval_every_steps": 10, "save_every_steps": 10}
+    plan |= {"batch_rows": 10, "micro_batch_rows": 10}
     write_config(tmp_path, **plan, publish="best")
     assert toy_stage.run(tmp_path) == 0
     folder = tmp_path / "checkpoints/toy"
