@@ -36,7 +36,7 @@ from utils.pipeline.stage import Stage
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier, changes_since, stored_currency
 from utils.training.background import Background
-from utils.training.parts import placed_like
+from utils.training.dtensor import placed_like
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "trainer.json"
 WRITING = ".writing-"

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import LossSums, Signals
 from utils.pipeline.errors import StageError
+from utils.training.dtensor import undivided
 from utils.training.loss import Batch
 from utils.training.machine import Machine
-from utils.training.parts import undivided
 
 LOSS_SCALE = "loss_scale"
 SMALLEST_WEIGHT = 1e-9  # a batch without targets has loss 0, not 0 / 0

@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from kernels.linear_cross_entropy import LossSums
+from utils.training.dtensor import undivided
 from utils.training.layers import decoder_layers
 from utils.training.loss import LossModel
-from utils.training.parts import undivided
 from utils.training.precision import Precision
 
 

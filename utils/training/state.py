@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.checkpoint import MODEL, OPTIMIZER, copy_into
-from utils.training.parts import placed_like, undivided
+from utils.training.dtensor import placed_like, undivided
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
