@@ -96,7 +96,7 @@ schemas: setup ## write config/schema/*.schema.json from utils/config
 	$(PYTHON) tools/schemas.py
 
 test: $(VENV)/.ready-dev lint ## lint, then every test
-	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.ready-dev ## ruff
 	$(VENV)/bin/ruff check .

@@ -33,6 +33,11 @@ def pytest_configure() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no worker is left with it alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
 def _has_gpu() -> bool:
     import torch
 
