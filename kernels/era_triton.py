@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.velvet_update_triton import round_to_bf16
+from kernels.rounding_triton import store_rounded
 
 LARGEST_BLOCK = 1024
 
@@ -40,14 +40,6 @@ def _era(x, GAMMA: tl.constexpr):
 
 
 @triton.jit
-def _store(pointer, value, mask):
-    if pointer.dtype.element_ty == tl.bfloat16:
-        tl.store(pointer, round_to_bf16(value), mask=mask)
-    else:
-        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _forward_kernel(
     gate_ptr,
     up_ptr,
@@ -67,7 +59,7 @@ def _forward_kernel(
     value, _ = _era(gate, GAMMA)
     if GATED:
         value *= tl.load(up_ptr + row * up_stride + offsets, mask=inside, other=0.0).to(A)
-    _store(out_ptr + row * columns + offsets, value, inside)
+    store_rounded(out_ptr + row * columns + offsets, value, inside)
 
 
 @triton.jit
@@ -93,9 +85,9 @@ def _backward_kernel(
     gate = tl.load(gate_ptr + row * gate_stride + offsets, mask=inside, other=0.0).to(A)
     value, slope = _era(gate, GAMMA)
     if GATED:
-        _store(grad_up_ptr + row * columns + offsets, grad * value, inside)
+        store_rounded(grad_up_ptr + row * columns + offsets, grad * value, inside)
         grad *= tl.load(up_ptr + row * up_stride + offsets, mask=inside, other=0.0).to(A)
-    _store(grad_gate_ptr + row * columns + offsets, grad * slope, inside)
+    store_rounded(grad_gate_ptr + row * columns + offsets, grad * slope, inside)
 
 
 def launch_forward(gate: Tensor, up: Tensor | None, gamma: float) -> Tensor:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.velvet_update_triton import round_to_bf16
+from kernels.rounding_triton import store_rounded
 
 LARGEST_BLOCK = 4096
 
@@ -71,10 +71,7 @@ def _row_kernel(
             inside = offsets < vocab
             z = tl.load(row_ptr + offsets, mask=inside, other=0.0).to(A)
             gradient = tl.exp(z - m) * scale - tl.where(offsets == label, share, 0.0)
-            if logits_ptr.dtype.element_ty == tl.bfloat16:
-                tl.store(row_ptr + offsets, round_to_bf16(gradient), mask=inside)
-            else:
-                tl.store(row_ptr + offsets, gradient, mask=inside)
+            store_rounded(row_ptr + offsets, gradient, inside)
 
 
 def launch_rows(

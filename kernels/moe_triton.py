@@ -17,17 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.resolution import interpreted
-from kernels.velvet_update_triton import round_to_bf16
+from kernels.rounding_triton import store_rounded
 
 BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 32
-
-
-@triton.jit
-def _store(pointer, value, mask):
-    if pointer.dtype.element_ty == tl.bfloat16:
-        tl.store(pointer, round_to_bf16(value), mask=mask)
-    else:
-        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -86,7 +78,9 @@ def _products_kernel(
                 other=0.0,
             )
             total = _dot(x, weight, total, UPCAST)
-        _store(y_ptr + rows[:, None] * N + columns[None, :], total, in_rows[:, None] & in_columns[None, :])
+        store_rounded(
+            y_ptr + rows[:, None] * N + columns[None, :], total, in_rows[:, None] & in_columns[None, :]
+        )
 
 
 @triton.jit
@@ -126,7 +120,7 @@ def _weight_products_kernel(
         )
         total = _dot(grad, x, total, UPCAST)
     place = out_ptr + expert.to(tl.int64) * N * K + outer[:, None] * K + inner[None, :]
-    _store(place, total, in_outer[:, None] & in_inner[None, :])
+    store_rounded(place, total, in_outer[:, None] & in_inner[None, :])
 
 
 def launch_products(x_MK: Tensor, weight_ENK: Tensor, offsets_E: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ The Triton form of kernels/velvet_update.py: one launch over a table of tensors 
     launch_square_sums(flat_gradients)         # one fp32 sum of squares per block of 4,096
 
 Imported at first use only: Triton need not be installed, and whether its interpreter stands in for a GPU is
-settled when kernels are defined. Under the interpreter a store from fp32 to bf16 truncates, so rounding to
-nearest even is done on the bits, here and on the GPU alike.
+settled when kernels are defined.
 """
 
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.rounding_triton import store_rounded
+
 BLOCK = 4096
 DTYPES = {
     torch.float32: tl.float32,
@@ -24,15 +25,6 @@ DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-
-
-@triton.jit
-def round_to_bf16(x):
-    """fp32 -> bf16, to nearest even; a NaN stays one."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = tl.where(x == x, rounded, 0x7FC0)
-    return rounded.to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
@@ -87,10 +79,7 @@ def _update_kernel(
     tl.store(v_ptr + offsets, v, mask=keep)
     if HAS_MASTER:
         tl.store(weight_ptr + offsets, weight, mask=keep)
-    if tl.bfloat16 == P:
-        tl.store(p_ptr + offsets, round_to_bf16(weight), mask=keep)
-    else:
-        tl.store(p_ptr + offsets, weight.to(P), mask=keep)
+    store_rounded(p_ptr + offsets, weight, keep)
 
 
 @triton.jit

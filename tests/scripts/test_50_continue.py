@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.dying import dying_at
 from tests.scripts.test_50_pretrain import CONFIG, build_inputs, manifest, run
 from utils.pipeline.verify import Verifier
 from utils.pipeline.workspace import Workspace
@@ -131,19 +132,8 @@ def test_other_data_and_another_tokenizer_are_refused(copy, capsys):
     assert "tokenizer" in capsys.readouterr().err
 
 
-def test_a_changed_horizon_is_no_resume(copy, capsys, monkeypatch):
-    from utils.pipeline.errors import StageError
-    from utils.training.loop import Trainer
-
-    save = Trainer.save_if_due
-
-    def stop(trainer):
-        save(trainer)
-        if trainer.step == 5:
-            raise StageError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", stop)
+def test_a_changed_horizon_is_no_resume(copy, capsys):
+    with dying_at(5):
         assert run(copy, "50_pretrain", LONG) == 4
     longer = LONG | {"budget": {"unit": "steps", "value": 50}}
     assert run(copy, "50_pretrain", longer) == 3

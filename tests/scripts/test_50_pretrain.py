@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.chat.toy_chain import ToyTokenizerConfig, questions, script, train_tokenizer
+from tests.dying import dying_at
 from utils.config.pretrain import PretrainConfig
 from utils.models.presets import load_architecture
 from utils.packing.dataset import PackedDataset
 from utils.packing.index import SpecialIds
 from utils.packing.pack import EncodedBlock, Layout, SplitPacker
 from utils.pipeline.config import InputFolder, Section, StageConfig
-from utils.pipeline.errors import StageError
 from utils.pipeline.stage import Stage, execute
 from utils.pipeline.workspace import REPOSITORY, STAGES, Workspace
 from utils.tokenizer.frozen import FrozenTokenizer
@@ -177,18 +177,8 @@ def test_up_to_date_and_stale_by_architecture_file(built, copy, capsys):
     assert "config.model" in capsys.readouterr().out
 
 
-def test_a_killed_run_continues_to_the_same_digest(built, copy, monkeypatch):
-    from utils.training.loop import Trainer
-
-    save = Trainer.save_if_due
-
-    def die_at_70(trainer):
-        save(trainer)
-        if trainer.step == 70:
-            raise StageError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", die_at_70)
+def test_a_killed_run_continues_to_the_same_digest(built, copy):
+    with dying_at(70):
         assert run(copy, "50_pretrain", CONFIG) == 4
     assert run(copy, "50_pretrain", CONFIG) == 0
     again = copy.path("checkpoints/toy/base")

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from tests.chat.toy_chain import questions
+from tests.dying import die, dying_at
 from tests.scripts.test_50_pretrain import CONFIG, build_inputs, manifest, run
-from utils.pipeline.errors import StageError
 from utils.pipeline.held_out import corpora_behind
 from utils.pipeline.inputs import Input
 from utils.pipeline.verify import Verifier
 from utils.pipeline.workspace import Workspace
-from utils.training.loop import Trainer
 
 INPUTS = {"tokenizer": "data/toy/tokenizer", "raw": [{"path": "data/raw/corpus/*.txt"}]}
 RAW = CONFIG | {
@@ -50,22 +49,6 @@ def base(workspace: Workspace) -> dict:
     return manifest(workspace.path("checkpoints/toy/base"))
 
 
-def stop_at(step: int, act) -> object:
-    """`save_if_due` that does something after a step."""
-    save = Trainer.save_if_due
-
-    def patched(trainer: Trainer) -> None:
-        save(trainer)
-        if trainer.step == step:
-            act()
-
-    return patched
-
-
-def die() -> None:
-    raise StageError("killed")
-
-
 def test_it_learns_and_names_its_sources(built):
     found = base(built)
     assert found["metrics"]["val_loss"] < found["metrics"]["unigram_loss"]
@@ -77,9 +60,8 @@ def test_it_learns_and_names_its_sources(built):
 
 
 @pytest.mark.parametrize("step", [3, 13])
-def test_a_killed_run_continues_to_the_same_bytes(built, copy, monkeypatch, step):
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", stop_at(step, die))
+def test_a_killed_run_continues_to_the_same_bytes(built, copy, step):
+    with dying_at(step):
         assert run(copy, "50_pretrain", RAW) == 4
     assert run(copy, "50_pretrain", RAW) == 0
     assert base(copy)["output_digest"] == base(built)["output_digest"]
@@ -89,15 +71,14 @@ def test_a_killed_run_continues_to_the_same_bytes(built, copy, monkeypatch, step
 
 
 @pytest.mark.parametrize("when", ["during", "between"])
-def test_a_change_of_the_text_is_refused(copy, capsys, monkeypatch, when):
+def test_a_change_of_the_text_is_refused(copy, capsys, when):
     path = copy.path("data/raw/corpus/b.txt")
 
     def change() -> None:
         path.write_text(path.read_text() + "\n\none more")
 
-    with monkeypatch.context() as patch:
-        acts = {"during": (23, change), "between": (7, die)}
-        patch.setattr(Trainer, "save_if_due", stop_at(*acts[when]))
+    acts = {"during": (23, change), "between": (7, die)}
+    with dying_at(*acts[when]):
         assert run(copy, "50_pretrain", RAW) == (3 if when == "during" else 4)
     if when == "between":
         change()

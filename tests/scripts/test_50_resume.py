@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 
+from tests.dying import dying_at
 from tests.scripts.test_50_pretrain import CONFIG, build_inputs, manifest, run
-from utils.pipeline.errors import StageError
 from utils.pipeline.workspace import Workspace
-from utils.training.loop import Trainer
 
 SHORT = CONFIG | {
     "budget": {"unit": "steps", "value": 8},
@@ -33,15 +32,7 @@ def died(whole, tmp_path_factory):
     root = tmp_path_factory.mktemp("died") / "workspace"
     shutil.copytree(whole.root, root, ignore=shutil.ignore_patterns("checkpoints"))
     workspace = Workspace(root, whole.stages)
-    save = Trainer.save_if_due
-
-    def die(trainer):
-        save(trainer)
-        if trainer.step == 5:
-            raise StageError("killed")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", die)
+    with dying_at(5):
         assert run(workspace, "50_pretrain", SHORT) == 4
     return workspace
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.dying import dying_at
 from tests.scripts.test_50_pretrain import CONFIG, build_inputs, manifest, run
 from utils.models.load import load_model
-from utils.pipeline.errors import StageError
 from utils.pipeline.workspace import Workspace
 
 MOE = {"num_experts": 4, "experts_per_token": 2}
@@ -47,9 +47,7 @@ def config(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_it_trains_and_goes_on_to_the_same_digest_after_a_kill(workspace, name, monkeypatch, capsys):
-    from utils.training.loop import Trainer
-
+def test_it_trains_and_goes_on_to_the_same_digest_after_a_kill(workspace, name, capsys):
     assert run(workspace, "50_pretrain", config(name)) == 0
     folder = workspace.path("checkpoints/toy/base")
     first, said = manifest(folder), capsys.readouterr().out
@@ -65,15 +63,7 @@ def test_it_trains_and_goes_on_to_the_same_digest_after_a_kill(workspace, name, 
     assert load_model(folder).config.model_type == ("mixtral" if name == "mixtral" else "vesper")
 
     shutil.rmtree(folder.parent)
-    save = Trainer.save_if_due
-
-    def die_at_25(trainer):
-        save(trainer)
-        if trainer.step == 25:
-            raise StageError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", die_at_25)
+    with dying_at(25):
         assert run(workspace, "50_pretrain", config(name)) == 4
     assert run(workspace, "50_pretrain", config(name)) == 0
     assert "resuming" in capsys.readouterr().out

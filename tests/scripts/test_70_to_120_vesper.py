@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.chat import toy_chain
 from tests.chat.toy_chain import PREFERENCE_DATA, PREFERENCES, SFT, SFT_DATA, edited, run
+from tests.dying import dying_at
 from utils.models.flylora import adapters_of
 from utils.models.load import copy_tokenizer, load_model, save_model
 from utils.models.vesper import VesperConfig, VesperForCausalLM
@@ -144,21 +145,10 @@ def test_what_can_be_merged_is_the_same_model_afterwards(workspace, adapter):
     assert document["eos_token_id"] == [2, 5]
 
 
-def test_killed_it_goes_on_to_the_same_weights(workspace, monkeypatch):
-    from utils.pipeline.errors import StageError
-    from utils.training.loop import Trainer
-
+def test_killed_it_goes_on_to_the_same_weights(workspace):
     assert run(workspace, "70_train_sft", tuned(FLY)) == 0
-    save = Trainer.save_if_due
-
-    def dying(trainer):
-        save(trainer)
-        if trainer.step == 9:
-            raise StageError("killed")
-
     again = tuned(FLY, output="checkpoints/toy/again")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", dying)
+    with dying_at(9):
         assert run(workspace, "70_train_sft", again) == 4
     assert run(workspace, "70_train_sft", again) == 0
     first, second = weights(workspace, "sft"), weights(workspace, "again")

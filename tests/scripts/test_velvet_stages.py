@@ -16,6 +16,7 @@ from tests.chat.toy_chain import (
     toy_workspace,
 )
 from tests.chat.toy_chain import run as run_toy
+from tests.dying import dying_at
 from tests.scripts.test_50_pretrain import CONFIG, build_inputs, manifest, run
 
 VELVET = {"kind": "velvet", "learning_rate": 0.01, "entropy": {"target_fraction": 0.4}}
@@ -33,10 +34,7 @@ def pretrain(tmp_path_factory):
     return build_inputs(tmp_path_factory.mktemp("velvet"))
 
 
-def test_a_base_model_is_trained_with_it_and_resumed_to_the_same_digest(pretrain, monkeypatch):
-    from utils.pipeline.errors import StageError
-    from utils.training.loop import Trainer
-
+def test_a_base_model_is_trained_with_it_and_resumed_to_the_same_digest(pretrain):
     assert run(pretrain, "50_pretrain", CONFIG | {"optimizer": VELVET}) == 0
     folder = pretrain.path("checkpoints/toy/base")
     whole, rows = manifest(folder), steps_of(folder)
@@ -44,16 +42,8 @@ def test_a_base_model_is_trained_with_it_and_resumed_to_the_same_digest(pretrain
     assert len({row["s"] for row in rows}) > 20 and len({row["b"] for row in rows}) > 20
     assert 0 < rows[-1]["entropy"] < rows[0]["entropy"] <= 1
 
-    save = Trainer.save_if_due
-
-    def dying(trainer):
-        save(trainer)
-        if trainer.step == 70:
-            raise StageError("killed")
-
     moved = CONFIG | {"optimizer": VELVET, "output": "checkpoints/toy/again"}
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_if_due", dying)
+    with dying_at(70):
         assert run(pretrain, "50_pretrain", moved) == 4
     assert run(pretrain, "50_pretrain", moved) == 0
     assert manifest(pretrain.path("checkpoints/toy/again"))["output_digest"] == whole["output_digest"]

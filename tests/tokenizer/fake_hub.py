@@ -6,11 +6,12 @@ A Hub on loopback that serves the files of one commit and keeps a list of what i
 """
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import served
 
 
 @dataclass
@@ -57,12 +58,6 @@ def fake_hub(id: str, commit: str, files: dict[str, bytes]) -> Iterator[FakeHub]
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as url:
+        hub = FakeHub(url)
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

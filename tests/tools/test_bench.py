@@ -109,11 +109,25 @@ def test_copy_rate_counts_what_is_read_and_written(monkeypatch):
     assert 1e8 < copy_rate(CPU, 5) < 1e13
 
 
-def test_contestants_of_the_head_and_of_the_update_run():
-    for run in ops.head_passes(64, 16).values():
-        run()
+def test_contestants_of_the_head_compute_one_loss_and_its_gradients():
+    passes = ops.head_passes(64, 16)
+    loss, *gradients = passes.pop(ops.FULL_LOGITS)()
+    assert len(passes) >= 2
+    for run in passes.values():
+        own_loss, *own_gradients = run()
+        assert own_loss.item() == pytest.approx(loss.item(), rel=2e-3)
+        for own, gradient in zip(own_gradients, gradients, strict=True):
+            assert (own - gradient).norm() <= 0.02 * gradient.norm()
+
+
+def test_contestants_of_the_update_change_every_parameter(monkeypatch):
+    updated = ops.updated
     for kind in ("torch", "adamw", "velvet"):
+        parameters = updated(CPU)
+        before = [parameter.detach().clone() for parameter in parameters]
+        monkeypatch.setattr(ops, "updated", lambda device, parameters=parameters: parameters)
         ops.update_pass(kind, CPU)()
+        assert not any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

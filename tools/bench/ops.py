@@ -156,17 +156,17 @@ def bench_head(device: torch.device, rounds: int) -> bool:
 
 
 def head_passes(vocab: int, width: int) -> dict[str, Callable[[], object]]:
-    """Name -> one forward and backward pass over 2,048 rows."""
+    """Name -> one forward and backward pass over 2,048 rows, which returns the loss and its two gradients."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(HEAD_ROWS, width, generator=generator).requires_grad_()
     weight = (0.02 * torch.randn(vocab, width, generator=generator)).requires_grad_()
     targets = torch.randint(0, vocab, (HEAD_ROWS,), generator=generator)
 
     def run(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        def forward_and_backward() -> None:
+        def forward_and_backward() -> tuple[torch.Tensor, ...]:
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss()
-            torch.autograd.grad(value, (hidden, weight))
+            return (value.detach(), *torch.autograd.grad(value, (hidden, weight)))
 
         return forward_and_backward
 

@@ -14,6 +14,7 @@ layers.
 E experts, M rows in sorted order, n inputs, m outputs, r ranks, p non-zeros per row of A.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,18 @@ def expert_weight(experts: nn.Module, target: str) -> Tensor:
     return experts.gate_up_proj[:, :inner] if target == "gate_proj" else experts.gate_up_proj[:, inner:]
 
 
-class ExpertAdapter(nn.Module):
+def folded(weight: Tensor, lora_B: Tensor, lora_A: Tensor, scale: float) -> Tensor:
+    """
+    W + s B A of one matrix [m, n] or of every expert's [E, m, n], added in fp32 (fp64 for fp64 weights) and
+    rounded once to the dtype of W.
+    """
+    high = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(weight.device.type, enabled=False):
+        update = lora_B.to(high) @ lora_A.to(high)
+        return (weight.to(high) + scale * update).to(weight.dtype)
+
+
+class ExpertAdapter(nn.Module, ABC):
     """The update of one matrix of every expert; B is `lora_B` [E, m, r], zero at the start."""
 
     def __init__(self, experts: nn.Module, target: str, config: AdapterConfig) -> None:
@@ -52,9 +64,9 @@ class ExpertAdapter(nn.Module):
         self.num_experts, outputs, self.num_inputs = weight.shape
         self.lora_B = nn.Parameter(weight.new_zeros(self.num_experts, outputs, config.num_ranks))
 
+    @abstractmethod
     def projection(self) -> Tensor:
         """A of every expert [E, r, n]."""
-        raise NotImplementedError
 
     def forward(self, x_Mn: Tensor, rows: Routed) -> Tensor:
         """What is added to the product of each row with its expert's matrix, [M, m]."""
@@ -70,10 +82,8 @@ class ExpertAdapter(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, weight_Emn: Tensor) -> None:
-        """W + s B A, added in fp32 (fp64 for fp64 weights) and rounded once, in place."""
-        high = torch.promote_types(weight_Emn.dtype, torch.float32)
-        update = self.lora_B.to(high) @ self.projection().to(high)
-        weight_Emn.copy_(weight_Emn.to(high) + self.config.scale * update)
+        """Add s B A to the weights in place."""
+        weight_Emn.copy_(folded(weight_Emn, self.lora_B, self.projection(), self.config.scale))
 
 
 class DenseExperts(ExpertAdapter):

@@ -22,6 +22,7 @@ dW = dW', dB = s dW' A^T, dA = s B^T dW'.
 n inputs, m outputs, r ranks, k active ranks, p non-zeros per row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,14 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.config.adapter import AdapterConfig
-from utils.models.expert_adapters import EXPERT_KINDS, ExpertAdapter, expert_weight
+from utils.models.expert_adapters import EXPERT_KINDS, ExpertAdapter, expert_weight, folded
 from utils.models.presets import EXPERT_TARGETS
 from utils.models.ranks import ChoosesRanks, choose_ranks, draw_sparse
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.hashing import unit_hash
 
 
-class Adapter(nn.Linear):
+class Adapter(nn.Linear, ABC):
     """
     A linear layer with an update of rank r on top: the weight keeps its name in the state dict, B is
     `lora_B` [m, r].
@@ -49,16 +50,13 @@ class Adapter(nn.Linear):
         self.weight, self.bias, self.config = linear.weight, linear.bias, config
         self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, config.num_ranks))
 
+    @abstractmethod
     def projection(self) -> Tensor:
         """A as a matrix [r, n]."""
-        raise NotImplementedError
 
     def merged_weight(self) -> Tensor:
-        """W + s B A, added in fp32 (fp64 for fp64 weights) and rounded once."""
-        high = torch.promote_types(self.weight.dtype, torch.float32)
-        with torch.autocast(self.weight.device.type, enabled=False):
-            update = self.lora_B.to(high) @ self.projection().to(high)
-            return (self.weight.to(high) + self.config.scale * update).to(self.weight.dtype)
+        """W + s B A [m, n]."""
+        return folded(self.weight, self.lora_B, self.projection(), self.config.scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, adapter={self.config.kind}, rank={self.config.num_ranks}"
