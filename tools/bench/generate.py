@@ -105,7 +105,7 @@ def bench_rate(rows: int = 10_240, in_flight: int = 1024, seconds: float = 1.0) 
     print(
         f"rate      {rows:,} rows in {taken:.1f} s from the first call to the last reply, "
         f"{ideal / taken:.2f} of the ideal rate (target 0.85)\n"
-        f"          {whole:.1f} s for the whole command with its preflight of {seconds:g} s, {ideal / whole:.2f}"
+        f"          {whole:.1f} s for the whole command with its preflight, {ideal / whole:.2f}"
     )
     for name, peer in peers.items():
         print(f"          {name} {peer:.1f} s, {peer / whole:.1f} times the whole command (target 3)")
