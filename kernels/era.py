@@ -21,10 +21,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.resolution import Asked, Resolution, resolve_kernel
+from kernels.resolution import (
+    GRADIENT_TOLERANCE,
+    Asked,
+    Resolution,
+    check_agreement,
+    checked_dtypes,
+    resolve_kernel,
+)
 
-SELF_CHECK_TOLERANCE = 1e-5
 EXACT_ABOVE = 40.0  # softplus(x) = x to the last bit of fp64
+CHECKED_WIDTH = 1040  # compiled as a real width is: more than one block, a multiple of 16
 SATURATED = 1e3  # GELU' is 0 or 1 long before, and x^3 overflows long after
 
 
@@ -59,15 +66,17 @@ def resolution(asked: Asked, device_type: str) -> Resolution:
 def self_check(device_type: str) -> None:
     """ArithmeticError when Triton and the definition disagree on 64 rows, in value or gradient."""
     generator = torch.Generator().manual_seed(0)
-    drawn = (3 * torch.randn(3, 64, 123, generator=generator)).to(device_type)
-    gate, up, grad = drawn.unbind()
-    gate.requires_grad_(), up.requires_grad_()
-    found = []
-    for value in (_Era.apply(gate, up, 0.1, "triton"), reference_era_glu(gate, up, 0.1)):
-        found.append((value.detach(), *torch.autograd.grad(value, (gate, up), grad)))
-    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
-    if not worst <= SELF_CHECK_TOLERANCE:
-        raise ArithmeticError(f"era_glu differs from torch by {worst:.2g}")
+    drawn = 3 * torch.randn(3, 64, CHECKED_WIDTH, generator=generator)
+    for dtype in checked_dtypes(device_type):
+        gate, up, grad = drawn.to(device_type, dtype).unbind()
+        leaves = gate.requires_grad_(), up.requires_grad_()
+        value = _Era.apply(*leaves, 0.1, "triton")
+        doubled = [each.detach().double().requires_grad_() for each in leaves]
+        exact = reference_era_glu(*doubled, 0.1)
+        check_agreement("era_glu", [value.detach()], [exact.detach()])
+        found = torch.autograd.grad(value, leaves, grad)
+        expected = torch.autograd.grad(exact, doubled, grad.double())
+        check_agreement("era_glu", found, expected, GRADIENT_TOLERANCE)
 
 
 class _Era(torch.autograd.Function):

@@ -11,9 +11,12 @@ and with a z-loss coefficient c the loss is nll + c (m + ln S)^2, whose gradient
 e^(z - m) / S. The entropy and the z term come out of the same pass and carry no gradient of their own.
 
 Nothing follows the loss, so its gradient is made in the forward pass, chunk by chunk, over the buffer that
-held the logits; backward multiplies by the scalar that comes in. Besides dX and dW, memory is one chunk
-(two or three on the torch path) instead of N x V. A chunk of max(64, d) rows on a CPU is as large as dW:
-smaller ones read dW again and again, larger ones leave the cache.
+held the logits; backward multiplies by the scalar that comes in. A chunk of max(64, d) rows on a CPU is as
+large as dW: smaller ones read dW again and again, larger ones leave the cache.
+
+Memory is dX and dW, b N d + 4 V d bytes with b of the inputs' dtype, and chunks of logits instead of N x V:
+one in the dtype of the products for Triton; on the torch path three of fp32 at most, whatever that dtype is.
+Autocast adds the weight in its dtype, V d numbers.
 
     sums = linear_cross_entropy(hidden_ND, head.weight, targets_N, with_entropy=True)
     (sums.loss_sum / sums.count).backward()
@@ -30,11 +33,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kernels.linear_cross_entropy_torch import Buffers, RowSums, accumulate, chunk_buffers, torch_rows
-from kernels.resolution import Asked, Resolution, resolve_kernel
+from kernels.resolution import (
+    GRADIENT_TOLERANCE,
+    Asked,
+    Resolution,
+    check_agreement,
+    checked_dtypes,
+    resolve_kernel,
+)
 
 IGNORED = -100
 GPU_CHUNK_BYTES = 512 * 2**20
-SELF_CHECK_TOLERANCE = 1e-4
+CHECKED_VOCAB = 4112  # compiled as a real vocabulary is: more than one block, a multiple of 16
+SCORED_SHARE = 0.95
 
 
 class Signals(NamedTuple):
@@ -83,6 +94,7 @@ def linear_cross_entropy(
     weights_N: Tensor | None = None,
     ignore_index: int = IGNORED,
     *,
+    kept_K: Tensor | None = None,
     z_loss: float = 0.0,
     with_entropy: bool = False,
     chunk_bytes: int | Literal["auto"] = "auto",
@@ -91,25 +103,28 @@ def linear_cross_entropy(
     """
     sum(w * loss) and sum(w) over targets other than `ignore_index`; w is 1 without `weights_N`.
 
-    `entropy_sum` (with `with_entropy`) and `z_sum` (with `z_loss`) are sum(w * entropy) and sum(w * (m + ln
-    S)^2). `chunk_bytes` bounds the logits held at once. Under autocast the two matrix products run in its
-    dtype, the softmax in fp32. All targets ignored gives zeros.
+    `kept_K` are the rows to compute, `kept_rows` of the targets on the host; without it a CPU looks itself
+    and a GPU computes all rows, so that nobody waits for it. `entropy_sum` (with `with_entropy`) and `z_sum`
+    (with `z_loss`) are sum(w * entropy) and sum(w * (m + ln S)^2). `chunk_bytes` bounds the logits held at
+    once, as wide as the softmax needs them. Under autocast the two matrix products run in its dtype, the
+    softmax in fp32. All targets ignored gives zeros.
     """
     scored = targets_N != ignore_index
-    # the head is the dearest layer: skip what is not scored
-    if scored.float().mean() < 0.95 or targets_N.numel() == 0:
-        keep = scored.nonzero().squeeze(1)
-        hidden_ND, targets_N, scored = hidden_ND[keep], targets_N[keep], scored[keep]
-        weights_N = None if weights_N is None else weights_N[keep]
+    device_type, product_dtype = hidden_ND.device.type, _product_dtype(hidden_ND)
+    if kept_K is None and device_type == "cpu":
+        kept_K = kept_rows(scored)
+    if kept_K is not None:
+        hidden_ND, targets_N, scored = hidden_ND[kept_K], targets_N[kept_K], scored[kept_K]
+        weights_N = None if weights_N is None else weights_N[kept_K]
     row_weights = scored.to(_accumulator(hidden_ND.dtype))
     if weights_N is not None:
         row_weights = row_weights * weights_N
     labels = targets_N.masked_fill(~scored, 0)
-    device_type, product_dtype = hidden_ND.device.type, _product_dtype(hidden_ND)
+    resolved = resolution(implementation, device_type).implementation
     rows = chunk_rows(*weight_VD.shape, device_type)
     if chunk_bytes != "auto":
-        rows = max(1, chunk_bytes // (weight_VD.shape[0] * product_dtype.itemsize))
-    resolved = resolution(implementation, device_type).implementation
+        widest = product_dtype if resolved == "triton" else row_weights.dtype
+        rows = max(1, chunk_bytes // (weight_VD.shape[0] * widest.itemsize))
     # inside a Function the mode is off, and what an input needs does not know it
     graded = torch.is_grad_enabled()
     options = Options(product_dtype, z_loss, with_entropy, rows, resolved, graded)
@@ -144,6 +159,16 @@ def reference_linear_cross_entropy(
     )
 
 
+def kept_rows(scored_N: Tensor) -> Tensor | None:
+    """
+    Numbers of the scored rows, where it pays to compute no others: the head is the dearest layer. None where
+    nearly all are scored. Waits for the device of `scored_N`.
+    """
+    if scored_N.numel() and not scored_N.float().mean() < SCORED_SHARE:
+        return None
+    return scored_N.nonzero().squeeze(1)
+
+
 def row_entropy(logits_NV: Tensor) -> Tensor:
     """-sum p ln p of the softmax of each row, in nats; without gradient."""
     log_p = logits_NV.detach().to(_accumulator(logits_NV.dtype)).log_softmax(1)
@@ -156,21 +181,23 @@ def resolution(asked: Asked, device_type: str) -> Resolution:
 
 
 def self_check(device_type: str) -> None:
-    """ArithmeticError when Triton and the definition disagree on 64 rows, in loss, entropy or a gradient."""
+    """ArithmeticError when Triton and the definition disagree on 64 rows, in loss, entropy or gradient."""
+    from kernels.linear_cross_entropy_triton import launch_rows
+
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 64, generator=generator).to(device_type) for n in (64, 1031))
-    targets = torch.randint(0, 1031, (64,), generator=generator).to(device_type)
-    options = Options(torch.float32, 1e-3, True, 64, "triton")
-    ones = torch.ones(64, device=device_type)
-    sums, gradients = _sums_and_gradients(hidden, weight, targets, ones, options, (True, True))
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
-    twin = reference_linear_cross_entropy(*leaves, targets, z_loss=1e-3)
-    expected = [twin.loss_sum.detach(), twin.entropy_sum, twin.z_sum.detach()]
-    expected += torch.autograd.grad(twin.loss_sum, leaves)
-    pairs = zip([*sums, *gradients], expected, strict=True)
-    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-    if not worst <= SELF_CHECK_TOLERANCE:
-        raise ArithmeticError(f"linear_cross_entropy differs from torch by {worst:.2g}")
+    drawn = 4 * torch.randn(64, CHECKED_VOCAB, generator=generator)
+    labels = torch.randint(0, CHECKED_VOCAB, (64,), generator=generator).to(device_type)
+    shares = torch.rand(64, generator=generator).to(device_type)
+    for dtype in checked_dtypes(device_type):
+        logits = drawn.to(device_type, dtype)
+        exact = logits.double().requires_grad_()
+        nll, normaliser = F.cross_entropy(exact, labels, reduction="none"), exact.logsumexp(1)
+        loss = ((nll + 1e-3 * normaliser.square()) * shares).sum()
+        expected = nll.detach(), row_entropy(exact), normaliser.detach()
+        found = launch_rows(logits, labels, shares, 1e-3, graded=True)
+        check_agreement("linear_cross_entropy", found, expected)
+        gradient = torch.autograd.grad(loss, exact)
+        check_agreement("linear_cross_entropy", [logits], gradient, GRADIENT_TOLERANCE)
 
 
 def chunk_rows(vocab_size: int, width: int, device_type: str) -> int:

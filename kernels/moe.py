@@ -28,9 +28,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.resolution import Asked, Resolution, resolve_kernel
+from kernels.resolution import (
+    GRADIENT_TOLERANCE,
+    Asked,
+    Resolution,
+    check_agreement,
+    checked_dtypes,
+    resolve_kernel,
+)
 
-SELF_CHECK_TOLERANCE = 1e-4
+FIRST_NATIVE_CAPABILITY = (9, 0)
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STRIDE_BYTES = 16
 
@@ -64,11 +71,22 @@ def grouped_linear(
     x_MK: Tensor, weight_ENK: Tensor, offsets_E: Tensor, implementation: Asked = "auto"
 ) -> Tensor:
     """Row i times the transposed weight of its expert, [M, N]."""
-    dtype = x_MK.dtype
-    if torch.is_autocast_enabled(x_MK.device.type):
-        dtype = torch.get_autocast_dtype(x_MK.device.type)
+    dtype = _product_dtype(x_MK.device, x_MK.dtype)
     form = _form(implementation, x_MK.device, dtype)
     return _GroupedLinear.apply(x_MK.to(dtype), weight_ENK.to(dtype), offsets_E, form)
+
+
+def reference_grouped_glu(
+    x_MD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    offsets_E: Tensor,
+    activation: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The definition: every expert on every row, of which a row keeps its own; autograd alone."""
+    row_M = torch.arange(x_MD.shape[0], device=x_MD.device)
+    hidden_EMF = activation(*(x_MD @ gate_up_E2FD.mT).chunk(2, dim=-1))
+    return (hidden_EMF @ down_EDF.mT)[torch.searchsorted(offsets_E, row_M, right=True), row_M]
 
 
 def unpermute(y_MD: Tensor, order_M: Tensor, weights_TK: Tensor) -> Tensor:
@@ -76,30 +94,39 @@ def unpermute(y_MD: Tensor, order_M: Tensor, weights_TK: Tensor) -> Tensor:
     return _Unpermute.apply(y_MD, order_M, weights_TK)
 
 
-def resolution(asked: Asked, device_type: str) -> Resolution:
-    """Which grouped product runs on a device where torch has no native one."""
-    return resolve_kernel("moe", asked, device_type, self_check)
+def resolution(asked: Asked, device: torch.device, dtype: torch.dtype) -> Resolution:
+    """
+    Which grouped product runs for rows of a dtype, under autocast in that of the region: torch's own wherever
+    it does not go through the host.
+    """
+    dtype = _product_dtype(device, dtype)
+    if dtype not in GROUPED_DTYPES:
+        return Resolution("moe", asked, "torch", f"a loop over experts for {dtype}")
+    if asked == "auto" and device.type == "cuda" and dtype == torch.bfloat16:
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= FIRST_NATIVE_CAPABILITY:
+            return Resolution("moe", asked, "torch", "grouped_mm is native on CUDA {}.{}".format(*capability))
+    return resolve_kernel("moe", asked, device.type, self_check)
 
 
 @torch.no_grad()
 def self_check(device_type: str) -> None:
     """ArithmeticError when Triton and the loop disagree on 64 rows of five experts, one of them empty."""
     generator = torch.Generator().manual_seed(0)
-    x, weight, grad = (
-        torch.randn(shape, generator=generator).to(device_type) for shape in ((64, 40), (5, 72, 40), (64, 72))
-    )
+    drawn = [torch.randn(shape, generator=generator) for shape in ((64, 80), (5, 144, 80), (64, 144))]
     offsets = torch.tensor([3, 30, 30, 47, 64], dtype=torch.int32, device=device_type)
-    worst = 0.0
-    for one, other in zip(
-        *(
-            (_products(x, weight, offsets, form), _weight_products(grad, x, offsets, form))
-            for form in ("triton", "loop")
-        ),
-        strict=True,
-    ):
-        worst = max(worst, float((one - other).abs().max() / other.abs().max()))
-    if not worst <= SELF_CHECK_TOLERANCE:
-        raise ArithmeticError(f"moe differs from torch by {worst:.2g}")
+    for dtype in checked_dtypes(device_type):
+        given = [each.to(device_type, dtype) for each in drawn]
+        found, exact = (
+            (
+                _products(x, weight, offsets, form),
+                _products(grad, weight.transpose(1, 2), offsets, form),
+                _weight_products(grad, x, offsets, form),
+            )
+            for (x, weight, grad), form in ((given, "triton"), ([each.double() for each in given], "loop"))
+        )
+        check_agreement("moe", found[:1], exact[:1])
+        check_agreement("moe", found[1:], exact[1:], GRADIENT_TOLERANCE)
 
 
 class _Permute(torch.autograd.Function):
@@ -202,14 +229,15 @@ def _aligned(inner: int, outer: int, like: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _form(asked: Asked, device: torch.device, dtype: torch.dtype) -> str:
-    """grouped, triton or loop: torch's grouped product wherever it does not go through the host."""
-    if dtype not in GROUPED_DTYPES:
-        return "loop"
-    native = device.type == "cuda" and dtype == torch.bfloat16
-    native = native and torch.cuda.get_device_capability(device) >= (9, 0)
-    if asked == "auto" and native:
-        return "grouped"
-    return "triton" if resolution(asked, device.type).implementation == "triton" else "grouped"
+    """grouped, triton or loop."""
+    if resolution(asked, device, dtype).implementation == "triton":
+        return "triton"
+    return "grouped" if dtype in GROUPED_DTYPES else "loop"
+
+
+def _product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """In which the products run."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 def _inverse(order_M: Tensor) -> Tensor:

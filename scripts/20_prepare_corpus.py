@@ -27,14 +27,13 @@ def main(config: CorpusConfig, stage: Stage) -> dict:
     from utils.corpus.select import check_validation, select
     from utils.corpus.stats import Outcome, Run, corpus_metrics, corpus_stats
     from utils.corpus.write import write_removed, write_split, write_table
-    from utils.pipeline.journal import Journal
     from utils.tokenizer.frozen import FrozenTokenizer
 
     started = time.monotonic()
     budget, names = Budget.of(config), [source.name for source in config.sources]
     counts_tokens = config.budget.count == "tokenizer"
     tokenizer = FrozenTokenizer(stage.input("tokenizer").path) if counts_tokens else None
-    segments = Segments(stage.partial, Journal(stage.partial, "blocks"), len(names))
+    segments = Segments(stage.partial, stage.journal("blocks"), len(names))
     with open_executor(config.executor) as executor:
         reader = Reader(config, stage, executor, segments, tokenizer)
         documents, duplicates = read_everything(reader, budget)

@@ -37,7 +37,9 @@ def main(config: TokenizerConfig, stage: Stage) -> dict:
     ids = check_trained(tokenizer, texts, config.vocab_size) if trains else check_adopted(tokenizer, texts)
     num_probes = len(texts) - len(rows)
     origin |= gguf_facts(stage)
-    agreements = compare_libraries(stage.partial, *parity_sample(texts, ids, num_probes), origin["no_gguf"])
+    sample = parity_sample(texts, ids, num_probes, tokenizer.processor.encode)
+    no_gguf = origin["no_gguf"]
+    agreements = compare_libraries(stage.partial, sample.texts, sample.ids, no_gguf, sample.note)
     if trains:
         check_density(texts[num_probes:], ids[num_probes:], config.min_chars_per_token)
         check_parity(texts, agreements)

@@ -38,17 +38,17 @@ def main(config: PackConfig, stage: Stage) -> dict:
 
     check_padding(train, length, config.max_padding_fraction)
     check_disjoint(verify_packed(stage.partial, "train"), verify_packed(stage.partial, "val"))
-    estimate = estimate_of([train, val], bytes_per_token(stage))
-    stage.log("estimate", estimate.line(), tokens=estimate.tokens, estimated=estimate.estimated_tokens)
+    estimate = None
+    if rate := bytes_per_token(stage):
+        estimate = estimate_of([train, val], rate)
+        stage.log("estimate", estimate.line(), tokens=estimate.tokens, estimated=estimate.estimated_tokens)
     return packing_metrics(train, val, estimate)
 
 
 def bytes_per_token(stage: Stage) -> float:
-    """By how many bytes stage 20 estimated a token."""
-    from utils.config.corpus import BudgetConfig
-
-    resolved = stage.input("corpus").manifest.config.resolved
-    return BudgetConfig.model_validate(resolved.get("budget", {})).bytes_per_token
+    """By how many bytes stage 20 estimated a token; 0 where it counted them."""
+    budget = stage.input("corpus").manifest.config.resolved["budget"]
+    return budget["bytes_per_token"] if budget["count"] == "estimate" else 0.0
 
 
 def pack_split(split: str, max_tokens: int, stage: Stage, layout: Any, tokenizer: Any, executor: Any) -> Any:

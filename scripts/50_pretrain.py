@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config.pretrain import PretrainConfig
 from utils.pipeline.stage import Stage, run_stage
+from utils.pipeline.workspace import Workspace
 
 
 def main(config: PretrainConfig, stage: Stage) -> dict:
@@ -34,16 +35,20 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     from utils.optim.groups import build_optimizer, describe_groups
     from utils.optim.schedule import Schedule
     from utils.packing.inputs import epochs_of, open_data
+    from utils.packing.mixture import drawn_shares
     from utils.tokenizer.frozen import FrozenTokenizer
     from utils.training.attention import resolve_attention
     from utils.training.continuing import starting_point
+    from utils.training.cost import tell_cost_of_determinism
     from utils.training.examine import Examiner
     from utils.training.loop import Trainer
     from utils.training.loss import HeadOptions, NextTokenLoss
     from utils.training.machine import Machine, store_parameters
+    from utils.training.memory import building_watched
     from utils.training.prefetch import Prefetched
     from utils.training.rng import seed_everything
     from utils.training.rows import MixtureRows
+    from utils.training.timing import resolved_schedule
 
     seed_everything(config.seed)
     machine = Machine.of(config)
@@ -60,13 +65,15 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     for rule in plan.rules:
         stage.log("budget", rule)
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
+    stage.run_info(schedule=resolved_schedule(config, schedule))
 
     attention = resolve_attention(config, machine.device, machine.precision).resolved
-    model = build_model(architecture, tokenizer.vocab_size, tokenizer.block["special_ids"], attention)
-    initialise(model, architecture, config.seed)
-    if architecture.adapter:
-        model.adapt(architecture.adapter, config.seed)
-    model.to(machine.device)
+    with building_watched(config.model, plan.parameters.total, machine.device):
+        model = build_model(architecture, tokenizer.vocab_size, tokenizer.block["special_ids"], attention)
+        initialise(model, architecture, config.seed)
+        if architecture.adapter:
+            model.adapt(architecture.adapter, config.seed)
+        model.to(machine.device)
     store_parameters(model, config.parameter_dtype, machine)
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     stage.log("optimizer", f"{config.optimizer.kind}, {describe_groups(optimizer)}")
@@ -87,6 +94,7 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
             trainer.adopt(start.folder)
         examiner.prove(None if start else expected_initial_loss(architecture, tokenizer.vocab_size))
         examiner.evaluate()
+    tell_cost_of_determinism(trainer)
     for step, _ in trainer:
         if trainer.evaluates(step):
             examiner.evaluate()
@@ -95,7 +103,7 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     metrics = plan.figures() | trainer.finish() | examiner.figures() | (start.figures() if start else {})
     if stage.is_main:
         write_model(stage, model, f"Base model {config.model}", metrics, examiner.last_samples())
-    return metrics
+    return metrics | {"datasets": drawn_shares(data.names, data.weights, rows.cursor()["counts"])}
 
 
 def write_model(stage: Stage, model: Any, title: str, metrics: dict, samples: list[dict]) -> None:
@@ -110,5 +118,22 @@ def write_model(stage: Stage, model: Any, title: str, metrics: dict, samples: li
     )
 
 
+def forecast(config: PretrainConfig, workspace: Workspace) -> str:
+    """The arithmetic of a run, for a dry one; of raw text only what needs no look into it."""
+    from utils.models.presets import describe_model, load_architecture, plan_training
+    from utils.packing.dataset import PackedDataset
+    from utils.tokenizer.frozen import FrozenTokenizer
+
+    architecture = load_architecture(config.model, workspace)
+    vocabulary = FrozenTokenizer(workspace.path(config.inputs.tokenizer)).vocab_size
+    model = describe_model(config.model, architecture, vocabulary, architecture.context_length_tokens)
+    if config.inputs.raw:
+        return model
+    data = [PackedDataset(workspace.path(entry.path), "train") for entry in config.inputs.data]
+    sizes = [(each.num_rows, each.sequence_length) for each in data]
+    plan = plan_training(config, architecture, vocabulary, sizes)
+    return "\n".join([model, *plan.rules, plan.describe()])
+
+
 if __name__ == "__main__":
-    run_stage("50_pretrain", PretrainConfig, main)
+    run_stage("50_pretrain", PretrainConfig, main, forecast)

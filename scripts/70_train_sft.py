@@ -11,6 +11,7 @@ Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_te
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,19 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.models.load import load_model
     from utils.optim.groups import build_optimizer
     from utils.optim.schedule import Schedule
+    from utils.packing.inputs import MixedInputs
     from utils.tokenizer.frozen import FrozenTokenizer
     from utils.training.attention import resolve_attention
-    from utils.training.conversations import TrainedTokenLoss
+    from utils.training.conversations import TrainedTokenLoss, read_draws
+    from utils.training.cost import tell_cost_of_determinism
     from utils.training.examine_tuning import AnswerExaminer
     from utils.training.loop import Trainer
     from utils.training.loss import HeadOptions
     from utils.training.machine import Machine
+    from utils.training.prefetch import Prefetched
     from utils.training.rng import seed_everything
+    from utils.training.rows import MixtureRows
+    from utils.training.timing import resolved_schedule
     from utils.training.tuning import check_context, check_layout, plan_tuning
     from utils.training.validation import spread_batches
 
@@ -48,21 +54,27 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     fill = sum(each.fill * each.num_rows for each in train) / plan.num_rows
     stage.log("budget", f"{plan.describe()}; fill {fill:.2f}; {schedule.describe()}")
+    stage.run_info(schedule=resolved_schedule(config, schedule))
 
     model = load_model(base.path, resolve_attention(config, machine.device, machine.precision).resolved)
     check_context(train + val, model.config.max_position_embeddings)
     model = prepare_for_tuning(model, config.tuning, encoder.marker_ids, config.seed).to(machine.device)
     trained, total = count_trainable(model)
     stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
-    rows = mixed_rows(config, stage, train, plan)
+    mixed = MixedInputs(train, data, config.inputs.data, config.seed, plan.batch_rows)
+    stage.log("epochs", mixed.describe(plan.steps))
+    order = MixtureRows(mixed.mixture, partial(read_draws, train))
+    rows = Prefetched(order, pin=machine.device.type == "cuda")
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     loss = TrainedTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
+    trainer.watch.count(mixed.epochs(plan.steps))
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = AnswerExaminer(trainer, batches, *held_out_questions(config, stage, encoder))
 
     if not trainer.resume():
         examiner.evaluate()
+    tell_cost_of_determinism(trainer)
     for step, _ in trainer:
         if trainer.evaluates(step):
             examiner.evaluate()
@@ -79,6 +91,7 @@ def main(config: SFTConfig, stage: Stage) -> dict:
         write_model(
             stage, model, encoder, metrics, trainer.records.get("samples", [])[-config.sample_prompts :]
         )
+    metrics["datasets"] = mixed.drawn(rows.cursor())
     if config.tuning.mode == "lora":
         metrics["adapter_base"] = {"role": "base", "output_digest": base.manifest.output_digest}
     return metrics
@@ -100,20 +113,6 @@ def open_rows(config: SFTConfig, stage: Stage, split: str) -> list[Any]:
         plan = plan_best_fit(dataset.lengths, config.row_tokens, order)
         opened.append(PackedConversations(dataset, plan, config.row_tokens, pad=dataset.special.padding))
     return opened
-
-
-def mixed_rows(config: SFTConfig, stage: Stage, train: list[Any], plan: Any) -> Any:
-    """The row order of the run, and how often it will read each dataset."""
-    from functools import partial
-
-    from utils.packing.mixture import mix_inputs
-    from utils.training.conversations import read_draws
-    from utils.training.rows import MixtureRows
-
-    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
-    names = [given.path.name for given in stage.inputs("data")]
-    stage.log("epochs", mixture.epochs_line(names, plan.steps))
-    return MixtureRows(mixture, partial(read_draws, train))
 
 
 def held_out_questions(config: SFTConfig, stage: Stage, encoder: Any) -> tuple[list[Any], Any]:

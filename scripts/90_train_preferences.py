@@ -26,15 +26,25 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     from utils.models.adapt import count_trainable
     from utils.optim.groups import build_optimizer
     from utils.optim.schedule import Schedule
+    from utils.packing.inputs import MixedInputs
     from utils.preferences.losses import dpo_loss, dpo_start
     from utils.preferences.measures import check_start, measure
     from utils.tokenizer.frozen import FrozenTokenizer
     from utils.training.attention import resolve_attention
+    from utils.training.cost import tell_cost_of_determinism
     from utils.training.examine_tuning import PreferenceExaminer
     from utils.training.loop import Trainer
     from utils.training.machine import Machine
-    from utils.training.pairs import PreferenceObjective, adapter_off_reference, cached_reference
+    from utils.training.pairs import (
+        PreferenceObjective,
+        adapter_off_reference,
+        cached_reference,
+        read_pair_draws,
+    )
+    from utils.training.prefetch import Prefetched
     from utils.training.rng import seed_everything
+    from utils.training.rows import MixtureRows
+    from utils.training.timing import resolved_schedule
     from utils.training.tuning import check_context, check_layout, plan_tuning
     from utils.training.validation import spread_batches
 
@@ -50,6 +60,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     plan = plan_tuning(config, sum(each.num_rows for each in train), AUTO_LEARNING_RATES[mode])
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
+    stage.run_info(schedule=resolved_schedule(config, schedule))
 
     attention = resolve_attention(config, machine.device, machine.precision).resolved
     model = open_policy(config, stage, attention).to(machine.device)
@@ -60,15 +71,20 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
         cache_reference(stage, machine, model, {"train": train, "val": val})
     reference = cached_reference if config.reference == "cached" else adapter_off_reference
     loss = partial(dpo_loss, beta=config.beta, label_smoothing=config.label_smoothing)
-    rows = mixed_rows(config, stage, train, plan)
+    mixed = MixedInputs(train, data, config.inputs.data, config.seed, plan.batch_rows)
+    stage.log("epochs", mixed.describe(plan.steps))
+    order = MixtureRows(mixed.mixture, partial(read_pair_draws, train))
+    rows = Prefetched(order, pin=machine.device.type == "cuda")
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     objective = PreferenceObjective(loss, reference, config.optimizer.follows_entropy)
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, objective)
+    trainer.watch.count(mixed.epochs(plan.steps))
     batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
     examiner = PreferenceExaminer(trainer, batches, reference, partial(measure, loss=loss))
 
     if not trainer.resume():
         check_start(examiner.evaluate()["val_loss"], dpo_start(), machine.precision.name)
+    tell_cost_of_determinism(trainer)
     for step, _ in trainer:
         if trainer.evaluates(step):
             examiner.evaluate()
@@ -84,6 +100,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     stage.set_tokenizer(data[0].manifest.tokenizer)
     if stage.is_main:
         write_model(config, stage, model, encoder, metrics)
+    metrics["datasets"] = mixed.drawn(rows.cursor())
     if config.adapter == "new" or (config.adapter == "continue" and stage.has_input("base")):
         role = "base" if stage.has_input("base") else "model"
         metrics["adapter_base"] = {"role": role, "output_digest": stage.input(role).manifest.output_digest}
@@ -107,18 +124,6 @@ def open_rows(config: PreferencesConfig, stage: Stage, split: str) -> list[Any]:
         plan = plan_best_fit(lengths, config.row_tokens, order)
         opened.append(PackedPairs(dataset, plan, config.row_tokens, pad=dataset.special.padding))
     return opened
-
-
-def mixed_rows(config: PreferencesConfig, stage: Stage, train: list[Any], plan: Any) -> Any:
-    """The row order of the run, and how often it will read each dataset."""
-    from utils.packing.mixture import mix_inputs
-    from utils.training.pairs import read_pair_draws
-    from utils.training.rows import MixtureRows
-
-    mixture = mix_inputs(train, stage.inputs("data"), config.inputs.data, config.seed, plan.batch_rows)
-    names = [given.path.name for given in stage.inputs("data")]
-    stage.log("epochs", mixture.epochs_line(names, plan.steps))
-    return MixtureRows(mixture, partial(read_pair_draws, train))
 
 
 def open_policy(config: PreferencesConfig, stage: Stage, attention: str) -> Any:

@@ -28,7 +28,6 @@ GENERATE_BASE = {
 }
 CORPUS_BASE = {
     "output": "data/mine/corpus",
-    "inputs": {"generated": "data/mine/generated"},
     "sources": [{"name": "books", "kind": "local", "paths": ["data/raw/corpus/*"]}],
 }
 

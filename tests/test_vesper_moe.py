@@ -17,6 +17,10 @@ from utils.serving.engine import Generation
 from utils.serving.sampling import Sampling
 
 HEADLINE = "120_convert_gguf       none: llama.cpp cannot express the model"
+MODEL = (
+    "model                  vesper_tiny_moe: 16,786,688 parameters (15,738,112 without embeddings, 8,660,224 "
+    "of them active per token), tied, vocabulary 4,096, 63.0 MFLOP/token (60.6 causal)"
+)
 ERA = "  activation era (gamma 0.1)        llama.cpp's llama graph computes SiLU only"
 FLY = "  adapter fly, 8 of 32 ranks        depends on the token, cannot be merged"
 NOT_MERGED = "  adapter fly, rank 32              not merged into the weights"
@@ -70,7 +74,8 @@ def configs(tmp_path: Path) -> Workspace:
 def planned(workspace: Workspace, capsys: pytest.CaptureFixture) -> list[str]:
     assert main(["plan", "vesper_moe"], workspace) == 0
     lines = capsys.readouterr().out.splitlines()
-    return lines[11:]
+    assert lines[11] == MODEL
+    return lines[12:]
 
 
 def test_it_has_every_stage_but_the_last_and_trains_with_velvet() -> None:
@@ -107,12 +112,55 @@ def test_without_a_merge_the_adapter_is_a_cause_too(tmp_path: Path, capsys: pyte
     workspace = configs(tmp_path)
     workspace.path("config/vesper_moe/110_merge_lora.json").unlink()
     assert main(["plan", "vesper_moe"], workspace) == 0
-    assert capsys.readouterr().out.splitlines()[10:] == [HEADLINE, ERA, NOT_MERGED]
+    assert capsys.readouterr().out.splitlines()[10:] == [MODEL, HEADLINE, ERA, NOT_MERGED]
 
 
-def test_a_profile_with_a_gguf_has_nothing_to_explain(capsys: pytest.CaptureFixture) -> None:
-    assert main(["plan", "demo"]) == 0
-    assert "cannot express" not in capsys.readouterr().out
+def test_a_plan_with_a_gguf_says_that_the_last_stage_will_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workspace = configs(tmp_path)
+    there, here = (workspace.path(f"config/{name}/120_convert_gguf.json") for name in ("demo", "vesper_moe"))
+    here.write_text(there.read_text().replace("/demo/", "/vesper_moe/"))
+    assert main(["plan", "vesper_moe"], workspace) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[11] == "120_convert_gguf       run     missing"
+    refusal = "120_convert_gguf       will refuse: llama.cpp cannot express the model"
+    assert lines[12:] == [MODEL, refusal, ERA]
+
+
+@pytest.mark.parametrize(("merge", "expected"), [(True, []), (False, [HEADLINE, NOT_MERGED])])
+def test_adapters_of_the_architecture_are_merged_by_stage_110(
+    tmp_path: Path, capsys: pytest.CaptureFixture, merge: bool, expected: list[str]
+) -> None:
+    workspace = configs(tmp_path)
+    shape = workspace.path("config/architectures/vesper_tiny_moe.json")
+    document = {name: value for name, value in json.loads(shape.read_text()).items() if name != "gamma"}
+    adapter = {"kind": "fly", "active_ranks": 32, "train_base": True}
+    shape.write_text(json.dumps(document | {"activation": "silu", "adapter": adapter}))
+    tuning = workspace.path("config/vesper_moe/70_train_sft.json")
+    tuning.write_text(json.dumps(json.loads(tuning.read_text()) | {"tuning": {"mode": "adapter"}}))
+    if not merge:
+        workspace.path("config/vesper_moe/110_merge_lora.json").unlink()
+    assert main(["plan", "vesper_moe"], workspace) == 0
+    _, _, after = capsys.readouterr().out.partition("\nmodel  ")
+    assert after.splitlines()[1:] == expected
+
+
+def test_a_plan_prints_the_model_with_its_count_and_nothing_of_a_gguf_that_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workspace = configs(tmp_path)
+    demo = "demo: 4,458,752 parameters (3,410,176 without embeddings), tied, vocabulary 4,096"
+    larger = "demo: 5,507,328 parameters (3,410,176 without embeddings), tied, vocabulary 8,192"
+    assert main(["plan", "demo"], workspace) == 0
+    shown = f"model                  {demo}, 29.9 MFLOP/token (28.3 causal)"
+    assert capsys.readouterr().out.splitlines()[12:] == [shown]
+    edit(workspace.path("config/demo/30_train_tokenizer.json"), {"vocab_size": 8192})
+    assert main(["plan", "demo"], workspace) == 0
+    assert larger in capsys.readouterr().out
+    workspace.path("config/demo/30_train_tokenizer.json").unlink()
+    assert main(["plan", "demo"], workspace) == 0
+    assert demo in capsys.readouterr().out  # the reference vocabulary, before there is a tokenizer
 
 
 @pytest.mark.slow

@@ -13,12 +13,21 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.models.presets import gguf_obstacles, in_columns, load_architecture, obstacle_view
+from utils.config.architecture import Architecture
+from utils.config.pretrain import PretrainConfig
+from utils.models.presets import (
+    describe_model,
+    gguf_obstacles,
+    in_columns,
+    load_architecture,
+    obstacle_view,
+)
+from utils.pipeline.config import StageConfig
 from utils.pipeline.errors import ConfigError, LockstepError, Stopped
 from utils.pipeline.locks import exclusive
 from utils.pipeline.manifest import read_manifest
@@ -114,23 +123,45 @@ def _plan(arguments: argparse.Namespace, workspace: Workspace) -> int:
         about = f"about {step.seconds:.0f} s" if step.seconds and step.action != "up to date" else ""
         action = step.action if step.action == "up to date" else f"{step.action:<8}"
         print(f"{step.node.stage:<{NAME_COLUMN}}{action}{step.reason:<{width}}   {about}".rstrip())
-    for line in _no_gguf([step.node for step in steps], workspace):
+    for line in _about_the_model([step.node for step in steps], workspace):
         print(line)
     return 0
 
 
-def _no_gguf(nodes: Sequence[Node], workspace: Workspace) -> list[str]:
-    """Why a profile that trains a model leaves out stage 120: what llama.cpp cannot express of it."""
+def _about_the_model(nodes: Sequence[Node], workspace: Workspace) -> list[str]:
+    """The model that a profile trains: its name and size, and what of it llama.cpp cannot express."""
     configs = {node.stage: node.loaded.config for node in nodes}
-    if GGUF_STAGE in configs or "50_pretrain" not in configs:
+    pretrain = configs.get("50_pretrain")
+    if not isinstance(pretrain, PretrainConfig):
         return []
-    view = obstacle_view(load_architecture(configs["50_pretrain"].model, workspace))
+    architecture = load_architecture(pretrain.model, workspace)
+    vocab_size = _vocab_size(configs, workspace) or architecture.reference_vocab_size
+    packed = configs.get("40_pack_dataset")
+    length = packed.sequence_length_tokens if packed else architecture.context_length_tokens
+    lines = [f"{'model':<{NAME_COLUMN}}{describe_model(pretrain.model, architecture, vocab_size, length)}"]
+    if causes := in_columns(gguf_obstacles(_converted_view(architecture, configs))):
+        word = "will refuse" if GGUF_STAGE in configs else "none"
+        lines.append(f"{GGUF_STAGE:<{NAME_COLUMN}}{word}: llama.cpp cannot express the model")
+    return [*lines, *(f"  {line}" for line in causes)]
+
+
+def _vocab_size(configs: Mapping[str, StageConfig], workspace: Workspace) -> int:
+    """What stage 30 of the profile trains, or the tokenizer that is there has; 0 as long as nobody knows."""
+    trained = configs.get("30_train_tokenizer")
+    if trained and trained.vocab_size:
+        return trained.vocab_size
+    manifest, _ = read_manifest(workspace.path(configs["50_pretrain"].inputs.tokenizer))
+    return manifest.tokenizer.get("vocab_size", 0) if manifest else 0
+
+
+def _converted_view(architecture: Architecture, configs: Mapping[str, StageConfig]) -> dict:
+    """What stage 120 would find in the model's config.json, after the adapters of stage 70 and the merge."""
     tuned = configs.get("70_train_sft")
-    if adapter := tuned and tuned.tuning.adapter:
-        merged = "110_merge_lora" in configs and adapter.num_active_ranks == adapter.num_ranks
-        view["adapter"] = None if merged else adapter.model_dump()
-    causes = [f"  {line}" for line in in_columns(gguf_obstacles(view))]
-    return [f"{GGUF_STAGE:<{NAME_COLUMN}}none: llama.cpp cannot express the model", *causes] if causes else []
+    adapter = (tuned and tuned.tuning.adapter) or architecture.adapter
+    mergeable = adapter is not None and adapter.num_active_ranks == adapter.num_ranks
+    if mergeable and "110_merge_lora" in configs:
+        adapter = None
+    return obstacle_view(architecture.model_copy(update={"adapter": adapter}))
 
 
 def _status(arguments: argparse.Namespace, workspace: Workspace) -> int:

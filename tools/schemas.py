@@ -6,7 +6,7 @@ sizes in the guides.
     python tools/schemas.py --check    # exit 4 when a file there is not what the code says
 
 A guide says where its tables go with `<!-- keys of 10_generate -->` and `<!-- end of keys -->`, or
-`<!-- sizes -->` and `<!-- end of sizes -->`.
+`<!-- sizes -->` and `<!-- end of sizes -->`. The keys of an architecture file are those of `architecture`.
 """
 
 import argparse
@@ -18,11 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.config.architecture import Architecture
 from utils.models.presets import count_parameters, flops_per_token, load_architecture, quantizes_to_k
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.manifest import Manifest
 from utils.pipeline.workspace import REPOSITORY, Workspace
 
+ARCHITECTURE = "architecture"
 _TABLES = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 _SIZES = re.compile(r"(<!-- sizes -->\n).*?(<!-- end of sizes -->)", re.DOTALL)
 SIZE_COLUMNS = (
@@ -95,9 +97,10 @@ def size_table(workspace: Workspace) -> Iterator[str]:
 
 
 def _tables(match: re.Match[str], workspace: Workspace) -> str:
-    if match[2] not in workspace.stages:
+    if match[2] != ARCHITECTURE and match[2] not in workspace.stages:
         raise ConfigError(f"a guide asks for the keys of {match[2]}, which is no stage")
-    schema = workspace.config_class(match[2]).model_json_schema()
+    described = Architecture if match[2] == ARCHITECTURE else workspace.config_class(match[2])
+    schema = described.model_json_schema()
     return match[1] + "\n".join(key_tables(schema)) + "\n" + match[3]
 
 
@@ -139,7 +142,8 @@ def _kind(field: dict) -> str:
         return " \\| ".join(f"`{value}`" for value in field["enum"])
     for union in ("anyOf", "oneOf"):
         if union in field:
-            return " or ".join(dict.fromkeys(_kind(choice) for choice in field[union]))
+            choices = [choice for choice in field[union] if choice.get("type") != "null"]
+            return " or ".join(dict.fromkeys(map(_kind, choices)))
     if "$ref" in field or "allOf" in field:
         name = (field.get("$ref") or field["allOf"][0]["$ref"]).rsplit("/", 1)[1]
         return "any JSON" if name == "JsonValue" else f"`{name}`"

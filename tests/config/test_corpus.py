@@ -36,6 +36,22 @@ def config(**changes: object) -> CorpusConfig:
         ({"budget": {"count": "tokenizer"}}, 'budget.count "tokenizer" and inputs.tokenizer need each other'),
         ({"language": {"keep": ["english"]}}, 'no language is called "english"; there are: ace, af, am'),
         ({"executor": {"kind": "dask", "address": "10.0.0.1"}}, '"10.0.0.1" is no address such as'),
+        ({"executor": {"kind": "inline", "workers": 2}}, '"workers" is read by kind "local" only; leave it'),
+        ({"executor": {"kind": "dask", "address": "tcp://a:1", "workers": 0}}, 'with kind "dask"'),
+        (
+            {"inputs": {"generated": "data/x"}},
+            'no source is of kind "generated": leave "inputs.generated" out',
+        ),
+        ({"budget": {"on_shortfall": "error"}}, "budget.on_shortfall is not read without budget.tokens"),
+        ({"language": {"min_confidence": 0.9}}, "language.min_confidence is not read without language.keep"),
+        ({"language": {"on_unknown": "keep"}}, "language.on_unknown is not read without language.keep"),
+        *(
+            (
+                {"deduplicate": {"near": False, key: 1}},
+                f"deduplicate.{key} is not read without deduplicate.near",
+            )
+            for key in ("ngram_words", "similarity", "bands", "rows", "seed")
+        ),
         ({"sources": [WEB | {"id": "a/b/c"}]}, "should match pattern"),
     ],
 )
@@ -51,7 +67,10 @@ def test_refusals(changes: dict, message: str):
         (WEB | {"splitt": ""}, 'unknown key "sources[0].splitt" (did you mean "split"?)'),
         (BOOKS | {"fields": {"txt": ""}}, 'unknown key "sources[0].fields.txt" (did you mean "text"?)'),
         (BOOKS | {"weight": 0}, '"sources[0].weight": input should be greater than 0'),
-        (BOOKS | {"preset": "proze"}, '"sources[0].preset": "proze" is unknown (did you mean "prose"?)'),
+        (
+            BOOKS | {"preset": "proze"},
+            '"sources[0].preset": "proze" is unknown (did you mean "prose"?); known: web, prose, short',
+        ),
         (BOOKS | {"preset": 1}, "\"sources[0].preset\": input should be 'web', 'prose' or 'short'"),
         (
             BOOKS | {"rules": {"top2gram": 0.2}},
@@ -141,13 +160,29 @@ def test_stage_100_names_the_files_that_it_measures_on(tmp_path: Path):
     assert names == list(EvaluateConfig.held_out_sources)
 
 
+def unguarded_texts(folder: Path, workspace: Workspace) -> set[str]:
+    """What stage 100 of a profile measures on though its corpus is not kept clean of it."""
+    corpus = load_config(folder / "20_prepare_corpus.json", CorpusConfig, workspace).config
+    evaluation = load_config(folder / "100_evaluate.json", EvaluateConfig, workspace).config
+    kept_clean = {path for one in corpus.decontaminate.against for path in one.paths}
+    return set(evaluation.perplexity.texts) - kept_clean
+
+
+def test_a_profile_that_measures_on_texts_needs_them_in_its_corpus_config(tmp_path: Path):
+    """No shipped profile has texts of its own: what is asked of them is shown here to ask something."""
+    workspace = Workspace(tmp_path, STAGES)
+    corpus = {"output": "data/x/corpus", "sources": [BOOKS], "decontaminate": {"against": [EXAM]}}
+    (tmp_path / "20_prepare_corpus.json").write_text(json.dumps(corpus))
+    inputs = dict.fromkeys(("base", "corpus", "sft_data", "preference_data"), "x")
+    for texts, unguarded in ((EXAM["paths"], set()), ([*EXAM["paths"], "raw/b.txt"], {"raw/b.txt"})):
+        measured = {"output": "data/x/evaluation", "inputs": inputs, "perplexity": {"texts": texts}}
+        (tmp_path / "100_evaluate.json").write_text(json.dumps(measured))
+        assert unguarded_texts(tmp_path, workspace) == unguarded
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_keep_their_corpus_clean_of_what_they_measure_on(profile: str):
-    folder = REPOSITORY.root / "config" / profile
-    corpus = load_config(folder / "20_prepare_corpus.json", CorpusConfig, REPOSITORY).config
-    evaluation = json.loads((folder / "100_evaluate.json").read_text())
-    kept_clean = {path for one in corpus.decontaminate.against for path in one.paths}
-    assert set(evaluation.get("perplexity", {}).get("texts", [])) <= kept_clean
+    assert not unguarded_texts(REPOSITORY.root / "config" / profile, REPOSITORY)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -21,7 +21,7 @@ RUNTIME = {
 }
 RUNTIME |= {"log_every_steps", "trackers", "kernels", "attention", "compile", "activation_checkpointing"}
 NEUTRAL = {"parameter_dtype", "document_attention", "deterministic"}  # at their defaults
-NEUTRAL |= {"early_stopping_patience_evals", "sample_temperature"}
+NEUTRAL |= {"early_stopping_patience_evals"}
 INPUTS = {"continue_from"}  # by the digest of what is there
 MINIMAL = {"output": "o", "model": "demo", "inputs": {"tokenizer": "t", "data": [{"path": "d"}]}}
 

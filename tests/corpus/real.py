@@ -1,7 +1,12 @@
 """
 Real texts for tests and measurements: a folder outside the repository that the environment names.
 
-    chapters = book_texts()             # skips the test where LOCKSTEP_TEST_DATA is not set
+    LOCKSTEP_TEST_DATA=/data/real python -m pytest tests/corpus
+
+    books/*.jsonl.gz               a chapter a line, its text in "text"
+    eval/wikitext2_valid.txt       lines of the validation split of WikiText-2
+
+Without it the tests that need it skip. CONTRIBUTING.md says which numbers they expect.
 """
 
 import gzip
@@ -13,10 +18,10 @@ import pytest
 
 
 def data_folder() -> Path:
-    """The folder with books/, eval/ and so on; skips the calling test when there is none."""
+    """The folder with books/ and eval/; skips the calling test when there is none."""
     folder = os.environ.get("LOCKSTEP_TEST_DATA", "")
     if not folder:
-        pytest.skip("LOCKSTEP_TEST_DATA names no folder of real texts")
+        pytest.skip("set LOCKSTEP_TEST_DATA to a folder with books/ and eval/ (CONTRIBUTING.md, Real texts)")
     return Path(folder)
 
 

@@ -54,6 +54,21 @@ def test_reasons(row: bytes, reason: str):
     assert not result.kept
 
 
+@pytest.mark.parametrize("rules", [{}, {"stop_words": 2}])
+def test_beside_other_languages_stop_words_are_asked_of_english_texts_only(rules: dict):
+    english = "Quiet boats sail past green hills while children watch from wooden windows near tall trees."
+    plain = "The boat of my father went out on a quiet sea and came home with many small silver fish."
+    languages = LanguageSettings(("de", "en"), 0.2)
+    asked = resolve_rules("prose", {"too_few_words": 5} | rules, languages.keep)
+    result = process(line(english), line(GERMAN), line(plain), rules=asked, language=languages)
+    if rules:  # whoever asks for it asks it of every text
+        assert reasons(result) == ["stop_words"] * 2
+    else:
+        assert reasons(result) == ["stop_words"] and result.removed[0].text == english
+        assert (result.removed[0].fields["measured"], result.removed[0].fields["threshold"]) == (0, 2)
+        assert [kept.language for kept in result.kept] == ["de", "en"]
+
+
 def test_removed_by_a_rule_carries_its_numbers_and_its_text():
     removed = process(b'{"text": "two words  "}').removed[0]
     assert (removed.fields["measured"], removed.fields["threshold"]) == (2, 5)

@@ -1,4 +1,4 @@
-"""The data card and the lines on the terminal: every number is one of stats.json, nothing else is in them."""
+"""The data card and the lines on the terminal: every row of them is made of stats.json, nothing else is."""
 
 import json
 import re
@@ -6,50 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus.tiny import Tiny, chapters
+from tests.corpus.everything import MASKED, REMOVED, write_everything
+from tests.corpus.tiny import Tiny
+from tests.numbered import numbered
 from utils.corpus.card import data_card
 from utils.corpus.lines import mix_line, source_line, split_line
 
 STAGE = "20_prepare_corpus"
-NUMBER = re.compile(r"(?<![\w.,-])\d(?:[\d,]*\d)?(?:\.\d+)?(?![\w])")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of two weighted sources in which everything happens that a card tells of."""
     tiny = Tiny(tmp_path_factory.mktemp("card"))
-    tiny.write_books()
-    books = chapters(0, 2)
-    near = books[0] | {"text": books[0]["text"] + " The end.", "title": "Copies"}
-    address = " Write to cat@lamp-garden.com about it."
-    german = "Der Hund und die Katze liegen im Garten und schlafen den ganzen Tag unter dem alten Baum. " * 3
-    extra = [near, *books, *(row | {"text": row["text"] + address} for row in chapters(900, 3))]
-    extra += [
-        {"text": german},
-        {"text": chapters(7, 1)[0]["text"] + " " + sentence_of_the_exam()},
-        {"text": "no"},
-    ]
-    raw = tiny.root / "data" / "raw"
-    (raw / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in extra))
-    (raw / "exam.txt").write_text(sentence_of_the_exam())
-    web = {"name": "web", "kind": "local", "paths": ["data/raw/web.jsonl"], "preset": "short", "weight": 0.02}
-    web |= {
-        "fields": {"text": "text", "group": "title", "optional": ["group"]},
-        "rules": {"top_4gram": "off"},
-    }
-    config = tiny.corpus_config(
-        budget={"tokens": 20_000, "bytes_per_token": 4.3},
-        clean={"pii": "mask"},
-        language={"keep": ["en"]},
-        decontaminate={"against": [{"name": "exam", "paths": ["data/raw/exam.txt"]}]},
-    )
-    config["sources"].append(web | {"licence": "CC0-1.0"})
-    tiny.run(STAGE, config)
+    tiny.run(STAGE, write_everything(tiny))
     return tiny.root / "data" / "corpus"
-
-
-def sentence_of_the_exam() -> str:
-    return "Which of the four rivers that flow into the northern sea carries the most water in a dry winter?"
 
 
 @pytest.fixture
@@ -57,53 +28,136 @@ def stats(corpus: Path) -> dict:
     return json.loads((corpus / "stats.json").read_text())
 
 
-def values(part: object) -> set[str]:
-    """Everything in stats as a card may print it."""
-    if isinstance(part, dict):
-        return {text for key, value in part.items() for text in values(value) | {key}}
-    if isinstance(part, list):
-        return {text for value in part for text in values(value)}
-    if isinstance(part, int):
-        return {f"{part:,}", str(part)}
-    return {f"{part:g}", str(part)} if isinstance(part, float) else {str(part)}
-
-
 def test_everything_happened(stats: dict):
     web = stats["sources"]["web"]
-    assert web["removed"] == {
-        "contaminated:exam": 1, "exact_duplicate": 2, "language:de": 1, "near_duplicate": 1,
-        "too_few_words": 1,
-    }  # fmt: skip
-    assert web["changed"] == {"mask:email": 3}
+    assert (web["removed"], web["changed"]) == (REMOVED, MASKED)
     assert (web["licence"], web["read"]) == ("CC0-1.0", 9)
     assert stats["mix"]["over_budget"] > 0
     assert stats["decontamination"]["sets"]["exam"]["documents"] == 1
 
 
-def test_every_number_of_the_card_is_one_of_the_stats(corpus: Path, stats: dict):
-    card = re.sub(r"`[^`]*`", "", (corpus / "DATA_CARD.md").read_text(encoding="utf-8"))
-    numbers = NUMBER.findall(card)
-    assert len(numbers) > 60
-    known = values(stats)
-    assert [number for number in numbers if number not in known] == []
+def table(header: str, rows: list[tuple]) -> list[str]:
+    """A table as its lines; the header in words that are separated by two blanks or more."""
+    cells = [re.split(" {2,}", header), ["---"] * len(rows[0])]
+    cells += [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def test_the_card_shows_every_part_of_the_stats(corpus: Path, stats: dict):
-    card = (corpus / "DATA_CARD.md").read_text(encoding="utf-8")
-    headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
-    assert headings == [
-        "Sources", "Size", "Mix", "Splits", "Removed", "Languages", "Duplicates", "Decontamination",
-        "Changed in kept documents", "How to rebuild",
-    ]  # fmt: skip
-    for name, source in stats["sources"].items():
-        part = source["train"]
-        assert f"| {name} | train | {part['documents']:,} | {part['bytes']:,} | {part['tokens']:,} |" in card
-        for reason, count in source["removed"].items():
-            assert f"| {name} | {reason} | {count} |" in card
-            assert f"### {name}: {reason}" in card
-    assert "| web | local |  |  | " in card and "| CC0-1.0 | short |" in card
-    assert "| web | mask:email | 3 |" in card
-    assert "| exam | 1 | 0 | 1 | 0 |" in card
+def per_source(stats: dict, key: str) -> list[tuple]:
+    return [(name, what, n) for name, s in stats["sources"].items() for what, n in s[key].items()]
+
+
+def expected_sections(stats: dict) -> dict[str, list[str]]:
+    """What stands under each heading, without blank lines and without samples of what was removed."""
+    sources, splits = stats["sources"].items(), stats["splits"].items()
+    mix, duplicates = stats["mix"]["sources"].items(), stats["duplicates"]
+    decontamination = stats["decontamination"]
+    return {
+        "Sources": table(
+            "source  kind  id  revision  digest  licence  preset",
+            [
+                (n, s["kind"], s["id"], s["revision"], s["digest"], s["licence"] or "not given", s["preset"])
+                for n, s in sources
+            ],
+        ),
+        "Size": [
+            f"Tokens are estimated: bytes of UTF-8 over {stats['tokens']['bytes_per_token']}.",
+            *table(
+                "source  split  documents  bytes  tokens (estimated)",
+                [
+                    (name, split, s[split]["documents"], s[split]["bytes"], s[split]["tokens"])
+                    for name, s in sources
+                    for split in ("train", "val")
+                ],
+            ),
+            *table(
+                "source  read  kept  over budget  written",
+                [(n, s["read"], s["kept"], s["over_budget"], s["written"]["documents"]) for n, s in sources],
+            ),
+        ],
+        "Mix": table(
+            "source  weight  target tokens  target  obtained tokens (estimated)  obtained",
+            [
+                (name, f"{row['weight']:g}", row["target_tokens"], f"{row['target_percent']} %")
+                + (row["tokens"], f"{row['percent']} %")
+                for name, row in mix
+            ],
+        ),
+        "Splits": [
+            "A group (a document, or all chapters of a book) is on one side only, by the hash of its name.",
+            *table(
+                "split  documents  groups  bytes  tokens (estimated)",
+                [(name, s["documents"], s["groups"], s["bytes"], s["tokens"]) for name, s in splits],
+            ),
+        ],
+        "Removed": [
+            "Every removed document is in `removed/`, with its reason.",
+            *table("source  reason  documents", per_source(stats, "removed")),
+        ],
+        "Languages": table("source  language  documents", per_source(stats, "languages")),
+        "Duplicates": [
+            f"{duplicates['exact']:,} exact and {duplicates['near']:,} near duplicates were removed.",
+            *table(
+                "documents in a cluster, with the one that stays  clusters",
+                list(duplicates["cluster_sizes"].items()),
+            ),
+        ],
+        "Decontamination": [
+            f"Passages of {decontamination['ngram_words']} words; what is hit loses the document.",
+            *table(
+                "evaluation set  items  too short, ignored  documents removed  paragraphs cut",
+                [
+                    (name, one["items"], one["ignored"], one["documents"], one["passages"])
+                    for name, one in decontamination["sets"].items()
+                ],
+            ),
+        ],
+        "Changed in kept documents": table("source  what  times", per_source(stats, "changed")),
+    }
+
+
+def expected_samples(stats: dict) -> list[str]:
+    """The lines about removed documents: a heading per source and reason, and what was found in each."""
+    lines: list[str] = []
+    for row in stats["removed_samples"]:
+        heading = f"### {row['source']}: {row['reason']}"
+        lines += [] if heading in lines else [heading]
+        keys = [key for key in ("measured", "threshold", "jaccard", "passage") if key in row]
+        text = " ".join(row["text"].split())
+        lines.append(
+            f"- {row['id']} {', '.join(f'{key} {row[key]}' for key in keys)}".rstrip() + f": `{text}`"
+        )
+    return lines
+
+
+def sections(card: str) -> dict[str, list[str]]:
+    """Heading -> lines that are not blank."""
+    parts = re.split(r"^## (.*)$", card, flags=re.MULTILINE)
+    return {
+        title: [line for line in text.splitlines() if line]
+        for title, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+@pytest.mark.parametrize("told_apart", [False, True])
+def test_every_row_of_the_card_is_made_of_the_stats(stats: dict, told_apart: bool):
+    if told_apart:
+        stats = numbered(stats)
+        stats["duplicates"]["large_buckets"] = 0
+    found = sections(data_card(stats))
+    rebuild = found.pop("How to rebuild")
+    assert len(rebuild) == 1 and not re.search(r"\d", rebuild[0])
+    removed = found["Removed"]
+    at = next(i for i, line in enumerate(removed) if line.startswith("### "))
+    found["Removed"], samples = removed[:at], removed[at:]
+    assert found == expected_sections(stats)
+    assert samples == expected_samples(stats)
+
+
+def test_large_buckets_are_told_where_there_are_some(stats: dict):
+    told = stats | {"duplicates": stats["duplicates"] | {"large_buckets": 1_234}}
+    line = "Buckets compared with their earliest documents only: 1,234."
+    assert line in data_card(told) and line[:7] not in data_card(stats)
 
 
 def test_samples_are_at_most_three_of_200_characters(stats: dict):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpus.everything import REMOVED, write_everything
 from tests.corpus.tiny import INLINE, ROOT, Tiny
 from utils.config.shared import ExecutorConfig
 from utils.corpus import cluster, shards, sources
@@ -24,19 +25,19 @@ Start = Callable[..., None]
 
 
 @contextmanager
-def dask(folder: Path) -> Iterator[tuple[str, Start]]:
+def dask(folder: Path, scheduler_path: str = str(ROOT)) -> Iterator[tuple[str, Start]]:
     """Yield the address of a scheduler on loopback, and a function that starts workers for it."""
     processes: list[subprocess.Popen] = []
-    environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
 
     def start(program: str, *arguments: str, path: str = str(ROOT)) -> None:
         command = [sys.executable, "-m", f"distributed.cli.{program}", *arguments, "--no-dashboard"]
         log = open(folder / f"{program}{len(processes)}.log", "wb")  # noqa: SIM115
         quiet = {"stdout": log, "stderr": log, "cwd": folder}
-        processes.append(subprocess.Popen(command, env=environment | {"PYTHONPATH": path}, **quiet))
+        processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **quiet))
 
     scheduler = folder / "scheduler.json"
-    start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(scheduler))
+    arguments = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(scheduler))
+    start("dask_scheduler", *arguments, path=scheduler_path)
     deadline = time.monotonic() + 120
     while not scheduler.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -73,10 +74,13 @@ def test_a_cluster_gives_the_same_bytes(address: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(sources, "BLOCK_ROWS", 20)
     monkeypatch.setattr(shards, "BLOCK_ROWS", 20)
     tiny, on_dask = Tiny(tmp_path), {"kind": "dask", "address": address}
-    tiny.write_books()
-    here = tiny.run("20_prepare_corpus", tiny.corpus_config())
-    there = tiny.run("20_prepare_corpus", tiny.corpus_config(output="data/dask", executor=on_dask))
-    assert there.output_digest == here.output_digest
+    config = write_everything(tiny)
+    prepared = [
+        tiny.run("20_prepare_corpus", config | {"output": f"data/{name}", "executor": executor})
+        for name, executor in {"corpus": INLINE, "local": {"workers": 2}, "dask": on_dask}.items()
+    ]
+    assert all(manifest.metrics["sources"]["web"]["removed"] == REMOVED for manifest in prepared)
+    assert len({manifest.output_digest for manifest in prepared}) == 1
     tiny.run("30_train_tokenizer", tiny.tokenizer_config())
     packed = [
         tiny.run("40_pack_dataset", tiny.pack_config(output=f"data/packed{i}", executor=executor))
@@ -123,6 +127,13 @@ def test_a_worker_with_another_ftfy_is_named_before_the_first_block(tmp_path: Pa
     assert "Dask worker tcp://127.0.0.1:" in str(error.value)
     assert str(error.value).endswith(" has ftfy 6.2.0, this process 6.3.1")
     assert not (tiny.root / "data" / "corpus").exists()
+
+
+def test_a_scheduler_outside_of_the_repository_is_told_so(tmp_path: Path):
+    with dask(tmp_path, scheduler_path="") as (address, start_workers):
+        start_workers(1)
+        with pytest.raises(StageError, match="scheduler at .* cannot run this code: No module named 'utils'"):
+            cluster.DaskWorkers(address)
 
 
 def test_a_worker_that_comes_later_checks_itself():

@@ -58,6 +58,17 @@ def test_exception_of_a_task_is_raised_and_not_tried_again():
     assert tries == [1, 0]
 
 
+def test_what_was_submitted_before_the_items_broke_still_comes():
+    def items() -> Iterator[int]:
+        yield from (-1, -2, -3)
+        raise OSError("the file is cut off")
+
+    done = []
+    with open_executor(INLINE) as executor, pytest.raises(OSError, match="cut off"):
+        done.extend(ordered_map(executor, abs, items(), in_flight=5))
+    assert done == [1, 2, 3]
+
+
 def blocked(_: int) -> set[signal.Signals]:
     return signal.pthread_sigmask(signal.SIG_BLOCK, ())
 

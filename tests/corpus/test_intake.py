@@ -14,7 +14,8 @@ import zstandard
 
 from tests.corpus.tiny import Tiny, chapters
 from utils.config.corpus import CorpusConfig
-from utils.corpus.intake import Intake, check_losses, texts_of
+from utils.corpus.evaluation import texts_of
+from utils.corpus.intake import Intake, check_losses
 from utils.pipeline.errors import Stopped
 from utils.pipeline.manifest import Manifest
 
@@ -224,11 +225,17 @@ def test_passages_can_be_cut_instead(tiny: Tiny):
 def test_an_evaluation_set_without_texts_is_refused(tiny: Tiny, capsys: pytest.CaptureFixture):
     put_exam(tiny)
     put(tiny, "a.jsonl", as_lines(ROWS))
-    said = refusal(tiny, capsys, config_of(tiny, **with_exam(fields=["question"])), 4)
+    said = refusal(tiny, capsys, config_of(tiny, **with_exam(fields=["n"])), 4)
     assert 'evaluation set "exam" has no text of 8 words or more in its fields' in said
     assert 'set "fields" of decontaminate.against "exam"' in said
     said = refusal(tiny, capsys, config_of(tiny, **with_exam(paths=["data/raw/none/*"])), 2)
     assert 'source "evaluation.exam": no file matches data/raw/none/*' in said
+
+
+def test_a_pattern_without_files_names_what_could_be_there(tiny: Tiny, capsys: pytest.CaptureFixture):
+    said = refusal(tiny, capsys, config_of(tiny, {"paths": ["data/raw/none/*"]}), 2)
+    assert 'source "books": no file matches data/raw/none/*' in said
+    assert "put files there: data/raw/none/*; supported are jsonl, json, csv, parquet, txt, md" in said
 
 
 def test_two_evaluation_sets_of_one_name_are_refused(tiny: Tiny):
@@ -237,11 +244,47 @@ def test_two_evaluation_sets_of_one_name_are_refused(tiny: Tiny):
         CorpusConfig.model_validate(config_of(tiny, decontaminate={"against": twice}))
 
 
+def test_an_evaluation_set_of_other_fields_is_refused_with_those_it_has(
+    tiny: Tiny, capsys: pytest.CaptureFixture
+):
+    put_exam(tiny)
+    put(tiny, "a.jsonl", as_lines(ROWS))
+    said = refusal(tiny, capsys, config_of(tiny, **with_exam(fields=["choices", "q.txt"])), 2)
+    assert 'evaluation set "exam": fields names "q.txt", which occurs in none of its 6 rows' in said
+    assert "; they have choices, n, q\n" in said
+    assert 'set "fields" of decontaminate.against "exam"' in said
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [(b"{broken", "bad_json"), (b'["text"]', "bad_json"), (b"\xff", "bad_utf8"),
+     (b'{"text": "\\ud800"}', "bad_utf8")],
+)  # fmt: skip
+def test_an_evaluation_set_with_an_unreadable_row_is_refused(
+    tiny: Tiny, capsys: pytest.CaptureFixture, row: bytes, reason: str
+):
+    """Its text would be looked for nowhere."""
+    (tiny.root / "data/raw/eval").mkdir(parents=True)
+    (tiny.root / "data/raw/eval/a.txt").write_text(EXAM[0])
+    (tiny.root / "data/raw/eval/b.jsonl").write_bytes(as_lines([{"text": EXAM[1]}]) + row + b"\n")
+    put(tiny, "a.jsonl", as_lines(ROWS))
+    said = refusal(tiny, capsys, config_of(tiny, **with_exam(fields=["text"])), 4)
+    assert f"data/raw/eval/b.jsonl: row 2 is {reason}, so its text cannot be looked for" in said
+
+
+def test_an_evaluation_set_may_mix_files_of_different_fields(tiny: Tiny):
+    (tiny.root / "data/raw/eval").mkdir(parents=True)
+    (tiny.root / "data/raw/eval/a.txt").write_text(EXAM[0])
+    (tiny.root / "data/raw/eval/b.jsonl").write_bytes(as_lines([{"goal": EXAM[1]}] * 3))
+    (tiny.root / "data/raw/eval/c.jsonl").write_bytes(as_lines([{"question": EXAM[2]}]))
+    put(tiny, "a.jsonl", as_lines([*ROWS[:-3], *(plant(ROWS[-1], text) for text in EXAM[:3])]))
+    manifest = tiny.run(STAGE, config_of(tiny, **with_exam(fields=["goal", "question"])))
+    assert manifest.metrics["sources"]["books"]["removed"] == {"contaminated:exam": 3}
+
+
 def test_texts_of_a_row():
-    line = json.dumps({"a": "one", "b": ["two", 3, "four"], "c": {"d": "five"}, "e": 6}).encode()
-    assert list(texts_of(line, ["a", "b", "c.d", "e", "f"])) == ["one", "two", "four", "five"]
-    for bad in (b"{broken", b"[1]", b"\xff"):
-        assert list(texts_of(bad, ["a"])) == []
+    row = {"a": "one", "b": ["two", 3, "four"], "c": {"d": "five"}, "e": 6}
+    assert list(texts_of(row, ["a", "b", "c.d", "e", "f"])) == ["one", "two", "four", "five"]
 
 
 def test_masks_languages_and_sets_work_together(tiny: Tiny):

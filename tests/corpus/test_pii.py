@@ -1,6 +1,7 @@
 """Masks: each kind is found where it was planted and counted, and nothing is found in clean text."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -40,10 +41,51 @@ def test_what_only_looks_alike_stays(text: str):
     assert mask(text, ALL) == (text, {})
 
 
+def _dotted(generator: random.Random, *parts: object) -> str:
+    return ".".join(str(part if isinstance(part, int) else generator.randint(*part)) for part in parts)
+
+
+def _grouped(number: int, mark: str) -> str:
+    return f"{number:,}".replace(",", mark)
+
+
+def _isbn(digits: str) -> str:
+    """Twelve digits as an ISBN with its check digit, in groups as books print them."""
+    check = -sum(int(digit) * (1, 3)[i % 2] for i, digit in enumerate(digits)) % 10
+    return f"{digits[:3]}-{digits[3]}-{digits[4:7]}-{digits[7:]}-{check}"
+
+
+NUMBERS: dict[str, Callable[[random.Random], str]] = {
+    "years": lambda g: f"from {g.randint(1000, 1999)} to {g.randint(2000, 2099)}",
+    "span": lambda g: f"in {g.randint(1000, 1949)}-{g.randint(1950, 2030)}",
+    "date": lambda g: f"on {g.randint(1900, 2030)}-{g.randint(1, 12):02}-{g.randint(1, 28):02}",
+    "other date": lambda g: f"on {g.randint(1, 28):02}.{g.randint(1, 12):02}.{g.randint(1900, 2030)}",
+    "time": lambda g: f"at {g.randint(0, 23):02}:{g.randint(0, 59):02}:{g.randint(0, 59):02}",
+    "sum": lambda g: f"for ${_grouped(g.randint(1_000, 10**9), ',')}.{g.randint(0, 99):02}",
+    "sum with blanks": lambda g: f"for {_grouped(g.randint(1_000, 10**12), ' ')} euros",
+    "sum with dots": lambda g: f"for {_grouped(g.randint(1_000, 10**9 - 1), '.')},{g.randint(0, 99):02} EUR",
+    "number": lambda g: f"as number {g.randint(1_000, 10**12)}",
+    "version": lambda g: f"with version {_dotted(g, (0, 40), (0, 99), (0, 999))}",
+    "build": lambda g: f"with version {_dotted(g, (0, 40), (0, 99), (1_000, 99_999), (0, 999))}",
+    "isbn": lambda g: f"as ISBN {_isbn('978' + str(g.randint(10**8, 10**9 - 1)))}",
+    "plain isbn": lambda g: f"as ISBN {_isbn('979' + str(g.randint(10**8, 10**9 - 1))).replace('-', '')}",
+    "private ip": lambda g: f"from {_dotted(g, 10, (0, 255), (0, 255), (1, 254))}",
+    "home ip": lambda g: f"from {_dotted(g, 192, 168, (0, 255), (1, 254))}",
+    "office ip": lambda g: f"from {_dotted(g, 172, (16, 31), (0, 255), (1, 254))}",
+    "private ip 6": lambda g: (
+        f"from fd{g.randint(0, 255):02x}:{g.randint(0, 65535):x}::{g.randint(1, 65535):x}"
+    ),
+    "fraction": lambda g: f"by {g.random()}",
+    "pages": lambda g: f"on pages {g.randint(100, 400)}-{g.randint(401, 999)}",
+}
+
+
 def test_nothing_is_found_in_a_thousand_clean_texts():
+    """Each holds one number of every kind that is no secret."""
     generator = random.Random(5)
     for _ in range(1_000):
-        text = " ".join(sentence(generator) for _ in range(5))
+        parts = [f"{sentence(generator)[:-1]} {number(generator)}." for number in NUMBERS.values()]
+        text = " ".join(generator.sample(parts, len(parts)))
         assert mask(text, ALL) == (text, {})
 
 

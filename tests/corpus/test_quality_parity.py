@@ -75,7 +75,7 @@ def test_same_decisions_on_all_chapters(family: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nearly_the_same_decisions_with_the_splitter_of_datatrove(family: str):
-    pytest.importorskip("spacy")
+    pytest.importorskip("spacy", reason="datatrove splits words with it: pip install spacy")
     texts = [clean(text) for text in book_texts(every=20)]
     options = {"max_non_alpha_words_ratio": None} if family == "gopher_quality" else {}
     found = differing(family, texts, left_out="alphabetic_words", **options)

@@ -1,5 +1,6 @@
 """Reading under a budget: shares met, no more read than needed, the same rows whatever interrupts it."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import zstandard
 
 from tests.corpus.tiny import INLINE, Tiny, chapters
 from utils.corpus import sources
+from utils.corpus.executor import InlineWorkers
 from utils.pipeline.journal import Journal
 
 STAGE = "20_prepare_corpus"
@@ -186,3 +188,18 @@ def test_a_budget_of_counted_tokens_is_met_exactly(tiny: Tiny):
     for name, share in zip(NAMES, (15_000, 10_000, 5_000), strict=True):
         assert share <= totals[name] < share + longest[name]
         assert found["sources"][name]["written"]["tokens"] == totals[name]
+
+
+def test_a_damaged_file_costs_none_of_the_blocks_before_it(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(InlineWorkers, "look_ahead", 8)  # finished blocks that wait when reading fails
+    whole = gzip.compress((tiny.root / "data/raw/web.jsonl").read_bytes())
+    (tiny.root / "data/raw/web.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    settings = config(0, (1, 1, 1))
+    settings["sources"][1]["paths"] = ["data/raw/web.jsonl.gz"]
+    tiny.write_config(STAGE, settings)
+    assert tiny.execute(STAGE) == 4
+    assert "data/raw/web.jsonl.gz is damaged" in "".join(capsys.readouterr())
+    journal = tiny.root / "data/corpus.partial/.journal/blocks.jsonl"
+    assert len(journal.read_text().splitlines()) == 360 // BLOCK_ROWS  # all of the source before

@@ -43,6 +43,7 @@ def test_output_digest_is_the_recorded_one(tiny: Tiny):
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    """With everything on, and on a cluster: test_cluster.py."""
     monkeypatch.setattr(sources, "BLOCK_ROWS", 20)
     executors = [INLINE, {"workers": 1}, {"workers": 2}, {"workers": 4}]
     configs = [tiny.corpus_config(output=f"data/corpus{i}", executor=e) for i, e in enumerate(executors)]

@@ -35,6 +35,8 @@ def small_document(**rows: int) -> dict:
         name: document["datasets"][name] | {"rows": count, "num_subtopics": min(count, 8)}
         for name, count in rows.items()
     }
+    used = {name for spec in document["datasets"].values() for name in spec.get("templates", {}).values()}
+    document["templates"] = {name: text for name, text in document["templates"].items() if name in used}
     return document
 
 
@@ -112,7 +114,7 @@ def config(mode: str = "sft", rows: int = 20, num_subtopics: int = 4, **sections
         "datasets": {"d": dataset | sections.pop("dataset", {})},
         "providers": {"p": {"kind": "offline-teacher"}},
         "models": {name: {"provider": "p", "model": name} for name in ("main", "rejected")},
-        "templates": {step: {"user": f"{step}|{fields}"} for step in STEPS},
+        "templates": {step: {"user": f"{step}|{fields}"} for step in steps},
         "duplicates": {"subtopics": 1, "prompts": 1, "rows": 1},
     }
     return GenerateConfig.model_validate(document | sections)
@@ -186,7 +188,7 @@ class Engine:
 
         async def run() -> None:
             calls = Calls(configured, {"p": client}, journal)
-            starter = Starter(asyncio.Semaphore(64), 64, lambda error: None)
+            starter = Starter(64, lambda error: None)
             dataset = Dataset(configured, "d", calls, desk, starter, given.topics, given.prompts)
             try:
                 await dataset.fill()

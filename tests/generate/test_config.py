@@ -25,8 +25,8 @@ GOOD = {
         "judge": {"provider": "api", "model": "big"},
     },
     "templates": {"t": {"user": "Write {{ count }} of {{ subtopic }}{{ prompt }}."}},
-    "judge": {"criteria": [{"name": "correct", "description": "Is it right?"}]},
 }
+RUBRIC = {"criteria": [{"name": "correct", "description": "Is it right?"}]}
 
 
 def changed(*changes: tuple[str, object]) -> dict:
@@ -113,6 +113,18 @@ D = "datasets.pairs"
         ),
         ([("models.main.provider", "nobody")], 'there is no provider "nobody" (there are: api)'),
         ([("models.main.extra_body", {"seed": 1})], "extra_body.seed: this field of a request has a key"),
+        *(
+            ([("models.main.extra_body", {name: None})], f"extra_body.{name}: this field of a request has")
+            for name in ("stop", "top_k", "min_p", "response_format", "max_completion_tokens")
+        ),
+        ([("templates.more", {"user": "x"})], "templates.more: no dataset uses it"),
+        ([("templates.judge", {"user": "x"})], "templates.judge: no dataset uses it"),
+        ([("judge", RUBRIC)], "judge: no dataset is judged; give one a threshold, or leave this out"),
+        ([("judge.num_judges", 3)], "judge: no dataset is judged"),
+        (
+            [(f"{D}.rows", 900_000), (f"{D}.num_subtopics", 0)],
+            "num_subtopics (one for 25 rows unless given): 36,000 is more than limits.max_subtopics = 10,000",
+        ),
         ([("models.main.timeout_seconds", 0)], "greater than 0"),
         ([("providers.api.base_url", "")], 'base_url must be an http(s) address, not ""'),
         ([("providers.api.base_url", "https://me:secret@x/v1")], "must not carry credentials"),
@@ -142,16 +154,35 @@ D = "datasets.pairs"
         ([("templates.t.user", "{{ prompt | shout }}")], "No filter named 'shout'"),
         ([("templates.t.user", "{{ prompt.colour }}")], "has no attribute 'colour'"),
         ([("templates.t.user", "{{ prompt.__class__ }}")], "templates.t.user:"),
+        (
+            [("templates.t.user", "{% if is_retry %}{{ prompt.colour }}{% endif %}")],
+            "has no attribute 'colour' (with is_retry = True)",
+        ),
+        ([("templates.t.user", "Not {{ exclude[0] }}.")], "has no element 0 (with exclude = [])"),
+        (
+            [("templates.t.user", "{% if exclude | length > 1 %}{{ exclude.first }}{% endif %}")],
+            "has no attribute 'first' (with exclude = ['known', 'more', 'most'])",
+        ),
+        ([("templates.t.user", "{{ 5 // (count - 1) }}")], "by zero (with count = 1)"),
         ([("templates.t.system", "x" * 60_000)], "60,000 is more than limits.max_template_bytes = 51,200"),
         ([("datasets", {})], "at least 1 item"),
-        ([(f"{D}.judge.min_chosen", 6)], "min_chosen: 6 is outside the rubric's range 1 to 5"),
-        ([(f"{D}.judge.min_margin", -5)], "min_margin: -5 is outside the rubric's range -4 to 4"),
         (
-            [(f"{D}.mode", "sft"), (f"{D}.judge.min_margin", 1)],
+            [("judge", RUBRIC), (f"{D}.judge.min_chosen", 6)],
+            "min_chosen: 6 is outside the rubric's range 1 to 5",
+        ),
+        (
+            [("judge", RUBRIC), (f"{D}.judge.min_margin", -5)],
+            "min_margin: -5 is outside the rubric's range -4 to 4",
+        ),
+        (
+            [("judge", RUBRIC), (f"{D}.mode", "sft"), (f"{D}.judge.min_margin", 1)],
             "min_margin: this mode has no rejected answer",
         ),
         ([(f"{D}.mode", "mo_dpo"), ("judge.criteria", [])], "judge.criteria: say what the judge scores"),
-        ([(f"{D}.mode", "mo_dpo"), ("models.judge", None)], 'judge.model: there is no model "judge"'),
+        (
+            [("judge", RUBRIC), (f"{D}.mode", "mo_dpo"), ("models.judge", None)],
+            'judge.model: there is no model "judge"',
+        ),
         ([("duplicates.rows", 0)], "greater than 0"),
         ([("validation.must_match", "(")], '"(" is not a regular expression'),
         ([("refill.entries_per_call", 0)], "greater than or equal to 1"),
@@ -196,6 +227,7 @@ def test_where_how_fast_and_for_how_much_is_no_part_of_the_result(tmp_path):
 # what only asks for more
 
 OTHER = {"mode": "sft", "rows": 5}
+NEW_TEMPLATE = {"templates": {"chosen": "new"}}
 
 
 @pytest.mark.parametrize(
@@ -210,12 +242,12 @@ OTHER = {"mode": "sft", "rows": 5}
         ([("datasets.other", OTHER)], True),
         ([("datasets.other", OTHER), ("models.more", {"provider": "api", "model": "x"})], True),
         ([(f"{D}.mode", "kto")], False),
-        ([(f"{D}.templates.prompts", "prompts")], False),
+        ([(f"{D}.templates.prompts", "prompts"), ("templates", None)], False),
         ([(f"{D}.conversational", True), (f"{D}.also_parquet", True), (f"{D}.include_id", False)], True),
         ([("models.main.temperature", 0.5)], False),
         ([("models.judge.temperature", 0.5)], False),
         ([("templates.t.user", "other {{ prompt }}")], False),
-        ([("templates.new", {"user": "x"})], True),
+        ([("datasets.other", OTHER | NEW_TEMPLATE), ("templates.new", {"user": "{{ prompt }}"})], True),
         ([("seed", 1)], False),
         ([("main_topic", "plants")], False),
         ([("refill.max_refill_rounds", 9)], True),
@@ -223,8 +255,8 @@ OTHER = {"mode": "sft", "rows": 5}
         ([("refill.entries_per_call", 9)], False),
         ([("validation.min_words", 2)], False),
         ([("duplicates.rows", 0.5)], False),
-        ([("judge.num_judges", 3)], True),
-        ([(f"{D}.judge.min_margin", 1)], False),
+        ([("datasets.other", OTHER | {"judge": {"min_chosen": 2}}), ("judge", RUBRIC)], True),
+        ([("judge", RUBRIC), (f"{D}.judge.min_margin", 1)], False),
     ],
 )
 def test_what_only_asks_for_more_is_told_from_what_changes(changes, adds, tmp_path):
@@ -278,6 +310,7 @@ def varied(tmp_path, url: str) -> list[GenerateConfig]:
     prompts["datasets"]["chat"] |= {"num_subtopics": 0, "templates": {}}
     topics = small_document(chat=0) | {"topics_file": str(tmp_path / "topics.txt")}
     topics["datasets"]["chat"] |= {"num_prompts_per_subtopic": 1, "num_subtopics": 2, "templates": {}}
+    prompts["templates"] = topics["templates"] = {}
     for document in (judged, prompts, topics):
         document["providers"]["teacher"] = {"base_url": url}
         for model in document["models"].values():

@@ -20,7 +20,6 @@ def config(datasets: dict | None = None, **more: object) -> GenerateConfig:
         "datasets": datasets or {"chat": {"mode": "sft", "rows": 1000, "num_subtopics": 10}},
         "providers": {"lab": lab},
         "models": {name: {"provider": "lab", "model": name} | prices for name in names},
-        "judge": {"criteria": [{"name": "right", "description": "Is it right?"}]},
     }
     return GenerateConfig.model_validate(document | more)
 
@@ -57,13 +56,18 @@ def test_lists_ask_for_as_many_entries_as_the_config_says():
             {},
             {"rejected": 100, "judge": 200, "judge_pair": 200},
         ),
+        (
+            {"mode": "mo_dpo", "judge": {"pairwise": True}},
+            {"num_judges": 3},
+            {"rejected": 100, "judge": 600, "judge_pair": 600},
+        ),
         ({"mode": "sft", "judge": {"min_chosen": 3}}, {}, {"judge": 100}),
     ],
 )
 def test_calls_of_pairs_and_judges(spec, judge, expected):
     datasets = {"d": {"rows": 100, "num_subtopics": 1} | spec}
-    rubric = {"criteria": [{"name": "right", "description": "Is it right?"}]}
-    found = calls(estimate(config(datasets, judge=rubric | judge)))
+    rubric = {"criteria": [{"name": "right", "description": "Is it right?"}]} | judge
+    found = calls(estimate(config(datasets, **({"judge": rubric} if "judge" in expected else {}))))
     assert {
         step: n for step, n in found.items() if step not in ("subtopics", "prompts", "chosen")
     } == expected

@@ -27,7 +27,7 @@ RUBRIC = {"criteria": [{"name": "correct", "description": "Is it right?"}], "mod
 
 def rows(mode: str, **dataset: object) -> list[dict]:
     dataset = {"include_id": False} | dataset
-    shape = Shape(config(mode, dataset=dataset, judge=RUBRIC), "d")
+    shape = Shape(config(mode, dataset=dataset, **({"judge": RUBRIC} if mode == "mo_dpo" else {})), "d")
     return shape.rows(RECORD, CHOSEN, REJECTED if mode in ("dpo", "kto", "mo_dpo") else None)
 
 
@@ -82,14 +82,18 @@ def written(tmp_path_factory):
         "text": {},
         "sft": {},
         "alpaca": {"sft_format": "alpaca"},
+        "sharegpt": {"sft_format": "sharegpt"},
+        "sft_inline": {"reasoning": "inline"},
         "dpo": {},
         "dpo_talk": {"conversational": True, "reasoning": "separate"},
         "kto": {},
+        "kto_talk": {"conversational": True},
         "mo_dpo": {"also_parquet": True, "include_topic_columns": True},
     }
     for name, options in variants.items():
-        mode = {"alpaca": "sft", "dpo_talk": "dpo"}.get(name, name)
-        configured = config(mode, 12, 2, dataset=options, judge=RUBRIC, templates=judging())
+        mode = {"alpaca": "sft", "sharegpt": "sft", "mo_dpo": "mo_dpo"}.get(name, name.split("_")[0])
+        judged = {"judge": RUBRIC, "templates": judging()} if mode == "mo_dpo" else {}
+        configured = config(mode, 12, 2, dataset=options, **judged)
         engine = Engine(folder / name)
         engine.fill(
             configured, lambda asked: '{"correct": 4}' if asked.step == "judge" else plain_model(asked)
@@ -110,7 +114,10 @@ def lines(folder, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / name / "d" / "dataset.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["text", "sft", "alpaca", "dpo", "dpo_talk", "kto", "mo_dpo"])
+@pytest.mark.parametrize(
+    "name",
+    ["text", "sft", "alpaca", "sharegpt", "sft_inline", "dpo", "dpo_talk", "kto", "kto_talk", "mo_dpo"],
+)
 def test_datasets_load_as_they_are_with_one_schema(written, name, tmp_path):
     import datasets
 
@@ -164,6 +171,9 @@ def tiny():
         ("dpo_talk", "DPO"),
         ("mo_dpo", "DPO"),
         ("kto", "KTO"),
+        ("kto_talk", "KTO"),
+        ("sft_inline", "SFT"),
+        ("sharegpt", "SFT"),
     ],
 )
 def test_trl_trains_on_the_rows_unchanged(written, tiny, name, trainer, tmp_path):

@@ -122,6 +122,7 @@ def test_counts_that_follow_from_the_file_keep_to_the_limits(tmp_path):
         rows=0,
         num_subtopics=0,
         dataset=dataset,
+        templates={},
         topics_file=str(tmp_path / "topics.txt"),
         limits={"max_rows": 19},
     )

@@ -159,6 +159,20 @@ def test_few_lines_wait_no_longer_than_asked(path, monkeypatch):
     assert synced
 
 
+def test_lines_are_synced_by_the_asked_number(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    journal, _ = opened(path, JournalSpec(fsync_lines=2, fsync_seconds=60))
+    journal.add_reply(identity(1), "main", "chosen", reply())
+    time.sleep(0.2)
+    assert not synced, "one line waits for the next"
+    journal.add_reply(identity(2), "main", "chosen", reply())
+    until = time.monotonic() + 5
+    while not synced and time.monotonic() < until:
+        time.sleep(0.01)
+    assert synced
+
+
 def test_a_full_disk_is_told_and_leaves_whole_lines(path, monkeypatch):
     journal, _ = opened(path)
     journal.add_reply(identity(1), "main", "chosen", reply())

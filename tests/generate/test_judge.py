@@ -349,7 +349,7 @@ def test_what_need_not_be_known_is_not_asked_any_more(slow):
     )
     made = bench.row(filter, num_judges=2)
     assert made.reason == ("min_chosen" if decided == GOOD else "max_rejected")
-    assert len(bench.asked_about(other)) == 2  # one call of each judge; neither again nor afresh
+    assert len(bench.asked) == 2 and not bench.asked_about(other)
 
 
 @given(st.data())
@@ -405,6 +405,32 @@ def test_a_pair_stays_when_both_orders_name_the_chosen_answer(prefers, verdict, 
     compared = [request for request in bench.asked if request.step == "judge_pair"]
     assert [judged(request) for request in compared[:2]] == [GOOD, BAD]
     assert compared[0].schema["properties"]["better"]["enum"] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("judges", "verdict", "reason"),
+    [
+        ("ccr", "keep", ""),
+        ("crr", "drop", "rejected_preferred"),
+        ("c1r", "drop", "judges_disagree"),
+        ("cc1", "keep", ""),
+        ("c1", "drop", "judges_disagree"),
+    ],
+)
+def test_a_pair_stays_when_most_judges_name_the_chosen_answer_both_times(judges, verdict, reason):
+    """c and r name the chosen and the rejected answer, 1 whichever is shown first."""
+    bench = Bench(CLEAR)
+
+    def say(request: Request) -> object:
+        if request.step == "judge":
+            return CLEAR(request)
+        liked = {"c": GOOD, "r": BAD, "1": judged(request)}[judges[request.sample]]
+        return json.dumps({"better": "A" if judged(request) == liked else "B"})
+
+    bench.say = say
+    made = bench.row(FilterSpec(min_margin=1, pairwise=True), num_judges=len(judges))
+    assert (made.verdict, made.reason) == (verdict, reason)
+    assert sum(request.step == "judge_pair" for request in bench.asked) == 2 * len(judges)
 
 
 def test_a_comparison_is_asked_for_again_with_the_error_shown():

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.generate.helpers import Session, small_document
+from utils.generate import write
 from utils.generate.journal import Scan
 from utils.generate.teacher.process import offline_teacher
 
@@ -49,9 +50,28 @@ def work(folder: Path, built: dict) -> None:
     os._exit(0)
 
 
+def die_while_writing(folder: Path, built: dict) -> None:
+    """Run to the end of the calls, and die by kill -9 in the middle of the first file of rows."""
+
+    whole = write._write_lines
+
+    def dying(path: Path, rows: Iterator[dict]) -> None:
+        if path.name != "dataset.jsonl":
+            return whole(path, rows)
+        with open(path, "w") as file:
+            file.write(json.dumps(next(rows))[:40])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write._write_lines = dying
+    work(folder, built)
+
+
 @contextmanager
-def running(folder: Path, built: dict) -> Iterator[multiprocessing.Process]:
-    child = FORK.Process(target=work, args=(folder, built))
+def running(
+    folder: Path, built: dict, target: Callable[[Path, dict], None] = work
+) -> Iterator[multiprocessing.Process]:
+    child = FORK.Process(target=target, args=(folder, built))
     child.start()
     try:
         yield child
@@ -88,11 +108,18 @@ def test_killed_twenty_times_nothing_is_lost_nothing_doubled_and_the_rows_are_th
         grows = size(whole.journal) // kills
     with offline_teacher(0, latency_ms=15) as url:
         session = Session(tmp_path / "killed")
-        moments = [rng.randrange(1, grows) for _ in range(kills)]
-        killed = [kill_after(session.folder, document(mode, url), moment) for moment in moments]
+        moments, killed = [], 0
+        while killed < kills and len(moments) < 3 * kills:
+            moments.append(rng.randrange(1, grows))
+            killed += kill_after(session.folder, document(mode, url), moments[-1])
+        with running(session.folder, document(mode, url), die_while_writing) as child:
+            child.join(60)
+            assert child.exitcode == -signal.SIGKILL
+        cut_short = session.folder / "d" / "dataset.jsonl"
+        assert 0 < cut_short.stat().st_size <= 40
         session.run(document(mode, url))
         spent = usage(url)
-    assert sum(killed) >= kills // 2 and session.outputs() == whole.outputs(), moments
+    assert killed >= kills // 2 and session.outputs() == whole.outputs(), moments
     entries = [entry.fields for entry in Scan(session.journal) if entry.kind == "reply"]
     replies = [identity for identity, _, step, *_ in entries if step != "preflight"]
     assert len(replies) == len(set(replies)), "a call was paid for and recorded twice"

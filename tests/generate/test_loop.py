@@ -64,9 +64,9 @@ def test_a_socket_that_closes_while_it_waits_is_left_out():
     assert run(main()) == 1
 
 
-def start(jobs, slots=4, most_ahead=4, failed=lambda error: None):
+def start(jobs, most_ahead=4, failed=lambda error: None):
     async def main() -> list:
-        starter = Starter(asyncio.Semaphore(slots), most_ahead, failed)
+        starter = Starter(most_ahead, failed)
         futures = jobs(starter)
         task = asyncio.create_task(starter.run())
         ends = await asyncio.gather(*futures, return_exceptions=True)
@@ -104,7 +104,7 @@ def test_rows_come_before_lists_while_enough_rows_wait():
         rows = [starter.row(job("row")) for _ in range(12)]
         return rows + [starter.list(job("list"), weight=5) for _ in range(3)]
 
-    start(jobs, slots=4, most_ahead=4)
+    start(jobs)
     assert order.count("list") == 3 and order.index("list") < 3, "places that would be idle are used"
     assert order[-1] == "row" or order[-1] == "list"
 
@@ -130,7 +130,7 @@ def test_an_error_that_nobody_waits_for_any_more_is_not_printed():
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        starter = Starter(asyncio.Semaphore(4), 4, lambda error: None)
+        starter = Starter(4, lambda error: None)
         awaited = starter.row(job)
         task = asyncio.create_task(starter.run())
         await asyncio.sleep(0.001)

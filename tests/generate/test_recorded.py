@@ -1,8 +1,11 @@
 """What can be told of a generation from its folder alone, also while it goes on."""
 
+import time
+
 import pytest
 
 from tests.generate.helpers import Session, config, small_document
+from utils.generate import run
 from utils.generate.given import Given
 from utils.generate.recorded import Recorded, identity_of, stands
 from utils.pipeline.errors import UpstreamError
@@ -46,3 +49,23 @@ def test_a_changed_file_is_another_config(tmp_path):
         configured = config(rows=2, num_subtopics=0, topics_file=str(path))
         identities.append(identity_of(configured, Given.read(configured, REPOSITORY), REPOSITORY))
     assert stands(identities[0], identities[0]) and not stands(*identities)
+
+
+def test_the_time_that_is_told_is_that_until_the_run_goes_on(tmp_path, monkeypatch):
+    """What was accepted is loaded after the journal was read, and belongs to it."""
+    session, document = Session(tmp_path), small_document(chat=8)
+    session.run(document)
+    opened, told = run.open_desks, []
+
+    def slowly(*parts: object) -> object:
+        time.sleep(0.3)
+        return opened(*parts)
+
+    def log(event: str, text: str = "", **fields: object) -> None:
+        if event == "journal":
+            told.append(fields["seconds"])
+
+    monkeypatch.setattr(run, "open_desks", slowly)
+    monkeypatch.setattr(session, "_log", log)
+    session.run(document)
+    assert len(told) == 1 and told[0] >= 0.3

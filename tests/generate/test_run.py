@@ -105,23 +105,6 @@ def test_faults_change_nothing_in_the_result(faults, uninterrupted, tmp_path):
     assert session.outputs() == uninterrupted.outputs()
 
 
-def test_all_faults_together_at_twenty_per_cent_give_exact_counts_and_whole_rows(tmp_path):
-    session = Session(tmp_path)
-    document = small_document(stories=40, chat=60, pairs=30)
-    for model in document["models"].values():
-        model["stream"] = True
-    with offline_teacher(0, "all:0.2") as url:
-        session.run(through(url, document))
-    for name, count in ROWS.items():
-        rows = session.rows(name)
-        texts = [
-            json.dumps(row["messages"]) if "messages" in row else row.get("text", row.get("chosen"))
-            for row in rows
-        ]
-        assert len(rows) == count == len({row["id"] for row in rows}) and all(texts)
-        assert not any("<think" in text or "</think" in text for text in map(json.dumps, rows))
-
-
 def test_a_stop_lets_calls_finish_and_the_next_run_continues(tmp_path):
     session, document = Session(tmp_path / "stopped"), small_document(stories=300)
     document["providers"]["teacher"]["max_in_flight"] = 8
@@ -134,6 +117,14 @@ def test_a_stop_lets_calls_finish_and_the_next_run_continues(tmp_path):
     whole = Session(tmp_path / "whole")
     whole.run(document)
     assert session.outputs() == whole.outputs()
+
+
+def test_a_stop_waits_for_calls_no_longer_than_asked(tmp_path):
+    document = small_document(stories=20) | {"journal": {"drain_seconds": 0.3}}
+    document["providers"]["teacher"]["faults"] = "latency:1:20000"
+    began = time.monotonic()
+    assert Session(tmp_path).run(document, stopping=lambda: time.monotonic() > began + 1) is None
+    assert 1.3 < time.monotonic() - began < 10
 
 
 def test_a_finished_run_asks_nothing_again(tmp_path):
@@ -272,6 +263,7 @@ def test_a_run_that_falls_short_says_which_units_failed_and_why(tmp_path):
     session, document = Session(tmp_path), small_document(chat=8)
     document["models"]["main"]["max_output_tokens"] = 60
     document["datasets"]["chat"]["templates"]["chosen"] = "story"
+    document["templates"]["story"] = {"user": 'Write a short story with this idea: "{{ prompt }}"'}
     with pytest.raises(StageError, match=r"0 of 8 rows; not accepted: .*truncated"):
         session.run(document)
     told = [json.loads(line) for line in (session.folder / "failures.jsonl").read_text().splitlines()]
@@ -281,7 +273,7 @@ def test_a_run_that_falls_short_says_which_units_failed_and_why(tmp_path):
 
 def test_one_dataset_that_falls_short_holds_up_no_other(tmp_path):
     session, document = Session(tmp_path), small_document(chat=8, stories=40)
-    document["templates"]["long"] = {"user": 'Write a short story with this idea: "{{ prompt }}"'}
+    del document["templates"]["story_ideas"], document["templates"]["story"]
     document["models"]["brief"] = document["models"]["main"] | {"max_output_tokens": 20}
     document["datasets"]["stories"] |= {"main_model": "brief", "templates": {"subtopics": "story_topics"}}
     document["models"]["brief"]["max_output_tokens"] = 60

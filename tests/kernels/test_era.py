@@ -183,22 +183,6 @@ def test_compiles_into_one_graph():
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_the_interpreter_has_no_libdevice(device):
-    """If this changes, tanh and log1p need no spelling out."""
-    if device.type == "cuda":
-        pytest.skip("a fact of the interpreter, which a GPU does not use")
-    import triton
-    import triton.language as tl
-    from triton.language.extra import libdevice
-
-    @triton.jit
-    def tanh(x_ptr):
-        tl.store(x_ptr, libdevice.tanh(tl.load(x_ptr)))
-
-    with pytest.raises(Exception, match="tanh|libdevice|NoneType|NotImplemented"):
-        tanh[(1,)](torch.ones(1))
-
-
 def test_unequal_shapes_and_dtypes_are_refused():
     with pytest.raises(ValueError, match=r"gate torch.float32 \(2, 3\) and up torch.float32 \(2, 4\) differ"):
         era_glu(torch.zeros(2, 3), torch.zeros(2, 4), 0.1)

@@ -7,7 +7,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.linear_cross_entropy import chunk_rows, linear_cross_entropy, reference_linear_cross_entropy
+from kernels.linear_cross_entropy import (
+    chunk_rows,
+    kept_rows,
+    linear_cross_entropy,
+    reference_linear_cross_entropy,
+    resolution,
+)
+from kernels.linear_cross_entropy_torch import chunk_buffers, torch_rows
+from kernels.linear_cross_entropy_triton import launch_rows
+from tests.training.toy_stage import CountingRows, toy_model
+from utils.training.loss import NextTokenLoss, scored_rows
 
 SHAPES = [(1, 5, 8), (5, 123, 123), (37, 1031, 64), (300, 4096, 256)]
 
@@ -145,20 +155,139 @@ def test_loss_entropy_z_and_gradients_equal_the_definition(shape, ignored, imple
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_low_precision_row_kernels_agree(dtype, tolerance, device):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_forms_agree_with_the_definition(dtype, device):
+    """One rounding of the row gradient, one of the product: two units in the last place of the largest."""
     hidden, weight, targets = (each.to(device) for each in problem(37, 1031, 64))
-    hidden, weight = ((0.2 * each.detach()).to(dtype).requires_grad_() for each in (hidden, weight))
+    given = [(0.2 * each.detach()).to(dtype).requires_grad_() for each in (hidden, weight)]
     sums = [
-        linear_cross_entropy(hidden, weight, targets, with_entropy=True, implementation=each)
+        linear_cross_entropy(*given, targets, with_entropy=True, implementation=each)
         for each in ("torch", "triton")
     ]
     torch.testing.assert_close(sums[0].loss_sum, sums[1].loss_sum, rtol=1e-6, atol=0)
     torch.testing.assert_close(sums[0].entropy_sum, sums[1].entropy_sum, rtol=1e-6, atol=0)
-    gradients = [torch.autograd.grad(each.loss_sum, (hidden, weight)) for each in sums]
-    for mine, theirs in zip(*gradients, strict=True):
-        assert mine.dtype == dtype
-        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    doubled = [each.detach().double().requires_grad_() for each in given]
+    exact = torch.autograd.grad(reference_linear_cross_entropy(*doubled, targets).loss_sum, doubled)
+    for each in sums:
+        for mine, theirs in zip(torch.autograd.grad(each.loss_sum, given), exact, strict=True):
+            assert mine.dtype == dtype
+            allowed = 2 * torch.finfo(dtype).eps * float(theirs.abs().max())
+            torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=allowed)
+
+
+ROW_SHAPES = [(1, 1), (5, 123), (37, 1031), (128, 256), (3, 4099)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def row_gradient(form, logits, labels, shares):
+    """d loss / d logits of a form of the row pass, in the dtype of the logits."""
+    if form == "triton":
+        logits = logits.clone()
+        launch_rows(logits, labels, shares, 1e-3, graded=True)
+        return logits
+    chunk = chunk_buffers(len(logits), logits.T, torch.float32, on_torch=True)
+    chunk.logits.copy_(logits)
+    return torch_rows(chunk, labels, shares, 1e-3, with_entropy=True, graded=True).gradient
+
+
+@pytest.mark.parametrize("form", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROW_SHAPES, ids=str)
+def test_the_gradient_of_a_row_is_the_exact_one_rounded_once(shape, dtype, form, device):
+    generator = torch.Generator().manual_seed(shape[1])
+    logits = (3 * torch.randn(shape, generator=generator)).to(device, dtype)
+    labels = torch.randint(0, shape[1], shape[:1], generator=generator).to(device)
+    shares = torch.rand(shape[0], generator=generator).to(device)
+    exact = logits.double().requires_grad_()
+    z = exact.logsumexp(1)
+    loss = (F.cross_entropy(exact, labels, reduction="none") + 1e-3 * z.square()) * shares
+    (expected,) = torch.autograd.grad(loss.sum(), exact)
+    found = row_gradient(form, logits, labels, shares)
+    assert found.dtype == dtype
+    half_a_unit = 0.51 * torch.finfo(dtype).eps
+    rounding = max(half_a_unit, 2e-6)  # in fp32 the arithmetic is what counts
+    torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=3e-7)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("view", ["transposed", "sliced"])
+def test_layouts_of_hidden_states_and_weight(view, implementation, device):
+    def lay_out(tensor):
+        if view == "transposed":
+            return tensor.t().contiguous().t()
+        wide = torch.full([n + 6 for n in tensor.shape], torch.nan, device=device)
+        wide[3:-3, 3:-3] = tensor
+        return wide[3:-3, 3:-3]
+
+    hidden, weight, targets = (each.detach().to(device) for each in problem(37, 123, 65))
+    found = []
+    for given in ([hidden, weight], [lay_out(hidden), lay_out(weight)]):
+        leaves = [each.requires_grad_() for each in given]
+        sums = linear_cross_entropy(*leaves, targets, with_entropy=True, implementation=implementation)
+        found.append((sums.loss_sum, sums.entropy_sum, *torch.autograd.grad(sums.loss_sum, leaves)))
+    assert not given[0].is_contiguous() and not given[1].is_contiguous()
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Operators for which the host has to wait for the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name == "index" and any(
+            each is not None and each.dtype == torch.bool for each in args[1] or ()
+        )
+        self.seen += [name] if name in self.NAMES or masks else []
+        return function(*args, **(kwargs or {}))
+
+
+def test_with_the_rows_to_keep_given_nothing_waits_and_no_bit_changes():
+    hidden, weight, targets = problem(300, 1031, 64)
+    given, found = (hidden, weight, targets), []
+    for kept_K in (None, kept_rows(targets != -100)):
+        with Waits() as waits:
+            sums = linear_cross_entropy(*given, kept_K=kept_K, with_entropy=True, implementation="torch")
+            found.append((sums.loss_sum, sums.entropy_sum, *torch.autograd.grad(sums.loss_sum, given[:2])))
+        assert bool(waits.seen) == (kept_K is None), waits.seen
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_rows_are_kept_where_it_pays():
+    scored = torch.ones(100, dtype=torch.bool)
+    assert kept_rows(scored) is None
+    scored[:4] = False
+    assert kept_rows(scored) is None
+    scored[:10] = False
+    assert kept_rows(scored).tolist() == list(range(10, 100))
+    assert kept_rows(scored[:0]).tolist() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hint", [False, True])
+def test_nothing_waits_for_the_device(hint):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    hidden, weight, targets = (each.detach().cuda() for each in problem(300, 1031, 64))
+    leaves, kept_K = [hidden.requires_grad_(), weight.requires_grad_()], None
+    if hint:
+        kept_K = kept_rows(targets != -100)
+
+    def once():
+        linear_cross_entropy(*leaves, targets, kept_K=kept_K, with_entropy=True).loss_sum.backward()
+
+    once()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        once()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
@@ -170,8 +299,6 @@ def test_without_gradients_only_the_sums_are_made(implementation, device):
 
 
 def test_row_kernel_touches_nothing_but_its_rows(device):
-    from kernels.linear_cross_entropy_triton import launch_rows
-
     wide = torch.full((5, 300), torch.nan, device=device)
     wide[1:4, :123] = torch.randn(3, 123)
     view, expected = wide[1:4, :123], wide[1:4, :123].softmax(1)
@@ -255,11 +382,12 @@ def test_evaluation_multiplies_only_for_the_logits():
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that storages made inside held at once."""
+    """The most bytes that storages made inside held at once, those of `given` apart."""
 
-    def __init__(self):
+    def __init__(self, *given):
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
+        self.now, self.peak = 0, 0
+        self.known = {each.untyped_storage()._cdata for each in given}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -281,12 +409,58 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_memory_is_bounded_by_three_chunks_and_the_gradients(with_entropy):
+def test_memory_is_bounded_by_chunks_and_the_gradients(with_entropy, kind, implementation, monkeypatch):
+    """The interpreter cannot run while storages are watched, and the row kernel makes none but three rows."""
     rows, vocab, width, chunk = 4096, 2048, 32, 128 * 2048 * 4
-    hidden, weight, targets = problem(rows, vocab, width, "none")
-    with LiveBytes() as live:
-        linear_cross_entropy(hidden, weight, targets, with_entropy=with_entropy, chunk_bytes=chunk)
-    bound = 3 * chunk + 4 * rows * width + 4 * vocab * width
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    hidden, weight, targets = problem(rows, vocab, width, "none", dtype)
+    kernel = "kernels.linear_cross_entropy_triton.launch_rows"
+    resolution(implementation, "cpu")
+    monkeypatch.setattr(kernel, lambda logits, *_: tuple(torch.zeros(len(logits)) for _ in range(3)))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
+    with autocast, LiveBytes(hidden, weight, targets) as live:
+        linear_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            with_entropy=with_entropy,
+            chunk_bytes=chunk,
+            implementation=implementation,
+        )
+    bound = hidden.element_size() * rows * width + 4 * vocab * width
+    bound += (3 if implementation == "torch" else 1) * chunk
+    bound += 2 * vocab * width if kind == "autocast" else 0
     small = 64 * rows  # labels, weights and sums of rows
     assert live.peak <= bound + small < 4 * rows * vocab / 4
+
+
+def test_the_loop_finds_the_scored_rows_on_the_host_for_a_gpu():
+    loss, batch = NextTokenLoss(), CountingRows(length=12).rows(range(4))
+    scored = loss.trained(batch).flatten()
+    assert scored.float().mean() < 0.95
+    assert scored_rows(loss, batch, torch.device("cpu")) is None  # a CPU looks itself
+    found = scored_rows(loss, batch, torch.device("meta"))
+    assert found.device.type == "meta" and found.shape == (int(scored.sum()),)
+    there = batch._replace(tokens=batch.tokens.to("meta"))
+    assert scored_rows(loss, there, torch.device("meta")) is None  # nobody can say without a wait
+    whole = batch._replace(document=torch.zeros_like(batch.document))
+    assert scored_rows(loss, whole, torch.device("meta")) is None  # all count
+
+
+def test_the_loss_of_a_batch_is_the_same_with_the_rows_given(monkeypatch):
+    model, batch, loss = toy_model(), CountingRows(length=12).rows(range(4)), NextTokenLoss()
+    kept_K, seen = kept_rows(loss.trained(batch).flatten()), []
+
+    def given(hidden_ND, *rest, **options):
+        seen.append(options["kept_K"])
+        return linear_cross_entropy(hidden_ND, *rest, **options)
+
+    monkeypatch.setattr("utils.training.loss.linear_cross_entropy", given)
+    plain = loss(model, batch)
+    monkeypatch.setattr("utils.training.loss.scored_rows", lambda *_: kept_K)
+    hinted = loss(model, batch)
+    assert seen == [None, kept_K]
+    assert torch.equal(plain.loss_sum, hinted.loss_sum) and plain.count == hinted.count == len(kept_K)

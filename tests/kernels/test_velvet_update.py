@@ -117,7 +117,8 @@ def test_masters_masks_and_low_precision_parameters(dtype, masks, grad_dtype, de
     masters = dtype != torch.float32
     given = problem(SHAPES, device, dtype, masters=masters, masks=masks, grad_dtype=grad_dtype)
     reference, triton = (updated(given, each, device) for each in ("reference", "triton"))
-    assert_equal(triton, reference, names=("first", "second", "masters"))
+    # a parameter behind a master may round another way where the masters differ in their last bit
+    assert_equal(triton, reference, names=("first", "second", "masters" if masters else "parameters"))
     for found in (reference, triton):
         for i, parameter in enumerate(found["parameters"]):
             if masters:  # a parameter is the rounding of its own master, bit for bit
@@ -230,22 +231,6 @@ def test_a_learning_rate_of_zero_moves_only_the_moments():
         found = updated(given, implementation, eta=0.0)
         assert torch.equal(found["parameters"][0], given["parameters"][0])
         assert not torch.equal(found["first"][0], given["first"][0])
-
-
-def test_interpreter_facts_that_the_kernels_respect(device):
-    """If one of these changes, a workaround can go."""
-    if device.type == "cuda":
-        pytest.skip("facts of the interpreter, which a GPU does not use")
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def store(x_ptr, y_ptr):
-        tl.store(y_ptr, tl.load(x_ptr).to(tl.bfloat16))
-
-    value, found = torch.tensor([1.01171875]), torch.zeros(1, dtype=torch.bfloat16)
-    store[(1,)](value, found)
-    assert found.item() == 1.0078125 != value.bfloat16().item()  # truncated, not rounded
 
 
 def test_auto_is_stock_on_a_cpu_and_says_why():

@@ -80,6 +80,42 @@ def test_output_and_gradients_are_the_definition(config):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("targets", [TARGETS, ("up_proj",), ("down_proj",)])
+def test_where_the_base_trains_one_product_equals_three(targets, monkeypatch):
+    """Output and all gradients of W + s B A, and that the separate products are not computed."""
+    made = block(DENSE.model_copy(update={"train_base": True, "targets": targets}))
+    hidden = torch.randn(1, 37, 16, requires_grad=True)
+    leaves, grad = [hidden, *made.parameters()], torch.randn(1, 37, 16)
+    separate, asked = type(made.experts)._adapted, []
+    monkeypatch.setattr(type(made.experts), "_adapted", lambda *given: asked.append(1) or separate(*given))
+    one = made(hidden)
+    assert not asked
+    monkeypatch.setattr(type(made.experts), "_trains_merged", lambda self: False)
+    three = made(hidden)
+    assert asked
+    torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-5)
+    found, expected = (torch.autograd.grad(each, leaves, grad) for each in (one, three))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "training", "merged"),
+    [
+        (DENSE.model_copy(update={"train_base": True}), True, True),
+        (DENSE, True, False),
+        (DENSE.model_copy(update={"train_base": True, "dropout": 0.5}), True, False),
+        (DENSE.model_copy(update={"train_base": True, "dropout": 0.5}), False, True),
+        (ALL_RANKS.model_copy(update={"train_base": True}), True, False),
+    ],
+)
+def test_when_one_product_serves_base_and_adapters(config, training, merged):
+    experts = block(config).train(training).experts
+    assert experts._trains_merged() is merged
+    with torch.no_grad():
+        assert not experts._trains_merged()
+
+
 @pytest.mark.parametrize("config", [DENSE, FLY], ids=lambda each: each.kind)
 def test_a_fresh_adapter_changes_nothing_and_differs_between_experts(config):
     torch.manual_seed(0)

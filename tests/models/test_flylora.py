@@ -270,6 +270,19 @@ def test_rebalance_moves_each_offset_one_step_towards_the_mean():
     assert model.gate_proj.counts is None and not model.up_proj.offsets.any()
 
 
+def test_a_skipped_step_moves_no_offset_and_forgets_its_counts():
+    """A row of NaN has scores all the same, so it chooses some ranks."""
+    model = adapted(FLY)
+    for skipped, x in ((True, torch.full((8, 24), torch.nan)), (False, torch.randn(8, 24))):
+        before = model.gate_proj.offsets.clone()
+        with counted_selections(model, torch.ones(8, dtype=torch.bool)):
+            model(x)
+        assert model.gate_proj.counts.any()
+        rebalance(model, torch.tensor(skipped))
+        assert torch.equal(model.gate_proj.offsets, before) is skipped
+        assert model.gate_proj.counts is None
+
+
 def _count_and_rebalance(rank, store, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

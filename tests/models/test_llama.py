@@ -8,6 +8,11 @@ from utils.models.presets import load_architecture
 from utils.pipeline.errors import UpstreamError
 from utils.pipeline.workspace import REPOSITORY
 
+LLAMA_PRESETS = sorted(
+    path.stem
+    for path in REPOSITORY.path("config/architectures").glob("*.json")
+    if load_architecture(path.stem, REPOSITORY).family == "llama"
+)
 SPECIALS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 
 
@@ -70,8 +75,12 @@ def test_the_padding_row_trains(smoke, tmp_path):
         assert each.get_input_embeddings().weight.grad[3].abs().sum() > 0
 
 
-def test_saved_model_loads_in_plain_transformers_with_the_same_logits(smoke, tmp_path):
-    _, model = smoke
+@pytest.mark.parametrize("name", LLAMA_PRESETS)
+def test_a_saved_preset_loads_in_plain_transformers_with_the_same_logits(name, tmp_path):
+    """One layer of each, with a small vocabulary."""
+    shape = load_architecture(name, REPOSITORY).model_copy(update={"num_layers": 1})
+    model = build_llama(shape, 512, SPECIALS).eval()
+    initialise(model, shape, seed=0)
     save_model(model, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
@@ -79,9 +88,12 @@ def test_saved_model_loads_in_plain_transformers_with_the_same_logits(smoke, tmp
         "model.safetensors",
     }
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded).__module__.startswith("transformers.") and loaded.dtype == torch.float32
     ids = torch.arange(20)[None]
-    assert loaded.dtype == torch.float32
-    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=1e-6
+        )
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(tmp_path):
@@ -98,10 +110,40 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
         copy_tokenizer(tmp_path, tmp_path)
 
 
-def test_every_field_of_the_experts_reaches_mixtral():
-    shape = load_architecture("tiny_moe", REPOSITORY).model_copy(
+def small_mixtral():
+    return load_architecture("tiny_moe", REPOSITORY).model_copy(
         update={"num_layers": 1, "hidden_size": 64, "num_heads": 1, "num_kv_heads": 1, "ffn_size": 32}
     )
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_router_of_mixtral_computes_in_fp32_under_autocast(tmp_path, stored):
+    shape = small_mixtral()
+    built = build_llama(shape, 64, SPECIALS)
+    initialise(built, shape, seed=0)
+    save_model(built, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(built(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+        def routed(model):
+            with torch.autocast("cpu", torch.bfloat16):
+                return model.to(stored).model(input_ids=ids, output_router_logits=True).router_logits[0]
+
+        assert routed(theirs).dtype == torch.bfloat16
+        for model in (built, load_model(tmp_path)):
+            gate, seen = model.model.layers[0].mlp.gate, []
+            hook = gate.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+            found = routed(model)
+            hook.remove()
+            assert found.dtype == torch.float32
+            exact = seen[0].double() @ gate.weight.double().T
+            torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
+
+
+def test_every_field_of_the_experts_reaches_mixtral():
+    shape = small_mixtral()
 
     def built(**changes):
         return build_llama(

@@ -13,6 +13,7 @@ from transformers import (
 
 from utils.config.adapter import AdapterConfig
 from utils.models.adapt import LoRAShape, add_adapter
+from utils.models.flylora import adapters_of
 from utils.models.llama import initialise
 from utils.models.load import build_model, load_model, save_model
 from utils.models.presets import adapter_parameters, count_parameters, gguf_obstacles, load_architecture
@@ -262,15 +263,28 @@ def test_adapters_are_counted_exactly(adapter):
 
 
 @pytest.mark.parametrize(
-    ("name", "trainable"),
+    ("name", "trainable", "frozen"),
     [
-        ("tiny", 344_064),
-        ("small", 917_504),
-        ("medium", 1_867_776),
-        ("large", 5_111_808),
-        ("xlarge", 10_223_616),
+        ("tiny", 344_064, 61_440),
+        ("small", 917_504, 163_840),
+        ("medium", 1_867_776, 344_064),
+        ("large", 5_111_808, 933_888),
+        ("xlarge", 10_223_616, 1_867_776),
+        ("tiny_moe", 4 * 344_064, 4 * 61_440),
+        ("medium_moe", 8 * 1_867_776, 8 * 344_064),
     ],
 )
-def test_fly_adds_the_stated_parameters(name, trainable):
-    shape = load_architecture(f"vesper_{name}", REPOSITORY)
-    assert adapter_parameters(shape.model_copy(update={"adapter": AdapterConfig(kind="fly")})) == trainable
+def test_fly_adds_the_stated_parameters_and_frozen_entries(name, trainable, frozen):
+    shape, fly = load_architecture(f"vesper_{name}", REPOSITORY), AdapterConfig(kind="fly")
+    assert adapter_parameters(shape.model_copy(update={"adapter": fly}), experts_of(shape)) == trainable
+    with torch.device("meta"):
+        model = build_model(shape, 512, SPECIALS)
+        model.adapt(fly, seed=0)
+    added = list(adapters_of(model))
+    assert sum(each.lora_B.numel() for each in added) == trainable
+    for tensors in ([each.values for each in added], [each.columns for each in added]):
+        assert sum(each.numel() for each in tensors) == frozen
+
+
+def experts_of(shape):
+    return shape.moe.num_experts if shape.moe else 1

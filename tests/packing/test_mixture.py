@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.packing.dataset import Batch
-from utils.packing.mixture import Draws, Mixture, MixtureSource, integer_weights, permute, read_draws
+from utils.packing.mixture import (
+    Draws,
+    Mixture,
+    MixtureSource,
+    drawn_shares,
+    integer_weights,
+    permute,
+    read_draws,
+)
 from utils.pipeline.errors import ConfigError, StageError
 
 
@@ -184,7 +192,11 @@ def test_refusals():
 def test_epochs_are_told_before_training():
     mix = mixture([0.5, 0.3, 0.2], batch_rows=20, rows=100)
     line = mix.epochs_line(["books", "web", "code"], num_steps=50)
-    assert line == "books 5.00 epochs of 100 rows, web 2.97 epochs of 101 rows, code 1.96 epochs of 102 rows"
+    assert line == (
+        "books 5.00 epochs of 100 rows (weight 0.5, 50.00 % of the rows), "
+        "web 2.97 epochs of 101 rows (weight 0.3, 30.00 % of the rows), "
+        "code 1.96 epochs of 102 rows (weight 0.2, 20.00 % of the rows)"
+    )
     drawn(mix, 50)
     counts = mix.cursor()["counts"]
     assert [round(count / n, 2) for count, n in zip(counts, (100, 101, 102), strict=True)] == [
@@ -192,6 +204,15 @@ def test_epochs_are_told_before_training():
         2.97,
         1.96,
     ]
+
+
+def test_what_was_drawn_is_told_afterwards():
+    mix = mixture([0.5, 0.3, 0.2], batch_rows=20, rows=100)
+    drawn(mix, 5)
+    found = drawn_shares(["books", "web", "code"], [0.5, 0.3, 0.2], mix.cursor()["counts"])
+    assert found["web"] == {"weight": 0.3, "rows_drawn": 30, "share": 0.3}
+    assert sum(each["rows_drawn"] for each in found.values()) == 100
+    assert mixture([2.0]).epochs_line(["books"], num_steps=50).endswith("rows")  # alone it has no share
 
 
 class Counting:

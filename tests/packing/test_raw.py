@@ -89,7 +89,7 @@ def test_other_kinds_and_columns_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.txt\.gz: raw input is \.txt, \.jsonl, \.parquet"):
         open_file(tmp_path / "a.txt.gz")
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x", None]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match='has no column "text"'):
+    with pytest.raises(ConfigError, match='has no field "text"; it has body'):
         open_file(tmp_path / "a.parquet")
     with pytest.raises(DataError, match='row 1 has no text in "body"'):
         texts_of(raw_file(tmp_path / "a.parquet", "body", "", 1), 1)

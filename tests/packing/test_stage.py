@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import zstandard
 
 from tests.corpus.tiny import INLINE, ROOT, Tiny, check_golden
 from tests.tokenizer.conftest import make_gpt2_style, make_llama2_style
-from utils.corpus import shards
+from utils.corpus import select, shards
+from utils.packing import pack
 from utils.packing.dataset import PackedDataset, verify_packed
 from utils.tokenizer.frozen import FrozenTokenizer
 
@@ -28,11 +30,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return tiny
 
 
+def rows(tiny: Tiny, split: str, corpus: str = "corpus") -> list[dict]:
+    path = tiny.root / f"data/{corpus}/{split}/00000.jsonl.zst"
+    with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
 def texts(tiny: Tiny, split: str) -> list[str]:
-    with zstandard.open(
-        tiny.root / f"data/corpus/{split}/00000.jsonl.zst", "rt", encoding="utf-8", newline="\n"
-    ) as file:
-        return [json.loads(line)["text"] for line in file]
+    return [row["text"] for row in rows(tiny, split)]
 
 
 @pytest.mark.parametrize("mode", ["best_fit", "concat"])
@@ -83,6 +88,52 @@ def test_padding_gate(tiny: Tiny, capsys: pytest.CaptureFixture):
     captured = capsys.readouterr()
     assert "of the training rows would be padding (max_padding_fraction 0.25)" in captured.err + captured.out
     assert not (tiny.root / "data/wide").exists()
+
+
+def refusal(tiny: Tiny, capsys: pytest.CaptureFixture, config: dict) -> str:
+    """What the stage says when its last proof ends it."""
+    tiny.write_config(STAGE, config)
+    assert tiny.execute(STAGE) == 4
+    assert not (tiny.root / config["output"]).exists()
+    captured = capsys.readouterr()
+    return captured.err + captured.out
+
+
+def test_a_document_in_both_splits_ends_the_stage(
+    tiny: Tiny, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A corpus whose first validation document is in train too."""
+    chosen = select.select
+
+    def leaking(*given: object) -> select.Selection:
+        right = chosen(*given)
+        both = right.train.copy()
+        both[np.flatnonzero(right.val)[0]] = True
+        return replace(right, train=both)
+
+    monkeypatch.setattr(select, "select", leaking)
+    tiny.run("20_prepare_corpus", tiny.corpus_config(output="data/leaking"))
+    train, val = ({row["id"] for row in rows(tiny, split, "leaking")} for split in ("train", "val"))
+    (leaked,) = train & val
+    config = tiny.pack_config(output="data/leaked")
+    config["inputs"]["corpus"] = "data/leaking"
+    said = refusal(tiny, capsys, config)
+    assert f"1 documents are in train and in val, the first is {leaked}" in said
+
+
+def test_documents_without_eos_end_the_stage(
+    tiny: Tiny, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    encode = pack.encode_rows
+
+    def without_eos(*given: object) -> pack.EncodedBlock:
+        right = encode(*given)
+        ids = np.delete(right.ids, np.cumsum(right.lengths) - 1)
+        return replace(right, ids=ids, lengths=[length - 1 for length in right.lengths])
+
+    monkeypatch.setattr(pack, "encode_rows", without_eos)
+    said = refusal(tiny, capsys, tiny.pack_config(output="data/no_eos"))
+    assert "expected EOS 2 of document 0" in said
 
 
 SLOW_RUN = """
@@ -174,3 +225,16 @@ def test_the_waste_and_the_estimate_are_printed_and_recorded(tiny: Tiny, capsys:
         round(estimated / total - 1, 4),
     )
     assert f"{total:,} tokens, estimated were {estimated:,}" in output
+
+
+@pytest.mark.parametrize("bytes_per_token", [2.5, 5.0])
+def test_the_estimate_is_that_of_the_corpus(tiny: Tiny, bytes_per_token: float):
+    corpus = f"data/estimated{bytes_per_token}"
+    tiny.run(
+        "20_prepare_corpus",
+        tiny.corpus_config(output=corpus, budget={"bytes_per_token": bytes_per_token}),
+    )
+    config = tiny.pack_config(output=f"{corpus}_packed")
+    config["inputs"]["corpus"] = corpus
+    text_bytes = sum(len(text.encode()) for split in ("train", "val") for text in texts(tiny, split))
+    assert tiny.run(STAGE, config).metrics["estimated_tokens"] == round(text_bytes / bytes_per_token)

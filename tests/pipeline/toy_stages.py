@@ -76,6 +76,7 @@ def prepare_corpus(config: CorpusConfig, stage: Stage, at: At) -> dict:
         at("20.work")
         journal.commit({"file": number, "ends": {name: (stage.partial / name).stat().st_size}})
         at("20.committed")
+        stage.stop_point()
     books.count(rows_read=lines, rows_kept=lines)
     stage.run_info(lines_per_second=1e6)
     return {"lines": lines}
@@ -112,6 +113,7 @@ def pack_dataset(config: PackConfig, stage: Stage, at: At) -> dict:
         at("40.before_commit")
         journal.commit({"ends": {name: (stage.partial / name).stat().st_size for name in names}})
         at("40.committed")
+        stage.stop_point()
     at("40.done")
     return {"shards": len(shards)}
 

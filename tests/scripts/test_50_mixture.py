@@ -16,12 +16,11 @@ MIXED = CONFIG | {
     "eval_every_steps": 20,
     "save_every_steps": 50,
     "keep_best": False,
-    "sample_temperature": 0.8,
 }
 BLIND = {"output": "checkpoints/toy/blind", "eval_every_steps": 50, "save_every_steps": 7, "prompts": []}
 
 
-def test_each_dataset_is_judged_and_looking_changes_nothing(tmp_path):
+def test_each_dataset_is_judged_and_looking_changes_nothing(tmp_path, capsys):
     torch.set_num_threads(1)
     workspace = build_inputs(tmp_path)
     small = {"output": "data/toy/small", "inputs": {"tokenizer": "data/toy/tokenizer"}, "repeats": 1}
@@ -35,6 +34,12 @@ def test_each_dataset_is_judged_and_looking_changes_nothing(tmp_path):
     rows = PackedDataset(workspace.path("data/toy/small"), "train").num_rows
     assert notice.startswith(f"small is read {40 * 8 * 0.9 / rows:.1f} times")
 
+    said = capsys.readouterr().out
+    assert "(weight 1, 10.00 % of the rows), small " in said and "(weight 9, 90.00 % of the rows)" in said
+    assert metrics["datasets"] == {
+        "packed": {"weight": 1.0, "rows_drawn": 32, "share": 0.1},
+        "small": {"weight": 9.0, "rows_drawn": 288, "share": 0.9},
+    }
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row.get("temperature", 0)) for row in samples] == [
         (step, temperature) for step in (0, 20, 40) for temperature in (0, 0.8)

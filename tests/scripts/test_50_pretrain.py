@@ -153,8 +153,29 @@ def test_it_learns_and_says_what_counting_would_achieve(built):
 
 def test_samples_are_taken_at_every_evaluation(built):
     rows = [json.loads(line) for line in (built / "samples.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 60, 120]
-    assert rows[-1]["text"].strip().startswith(("red", "blue", "green", "black"))
+    shown = [(row["step"], row.get("temperature", 0)) for row in rows]
+    assert shown == [(step, temperature) for step in (0, 60, 120) for temperature in (0, 0.8)]
+    assert rows[-2]["text"].strip().startswith(("red", "blue", "green", "black"))
+    assert f"-> {rows[-1]['text']!r} (drawn at temperature 0.8)" in (built / "MODEL_CARD.md").read_text()
+
+
+def test_without_a_word_five_prompts_are_continued_twice():
+    config = PretrainConfig.model_validate({k: v for k, v in CONFIG.items() if k != "prompts"})
+    assert len(config.prompts) == len(set(config.prompts)) == 5 and config.sample_temperature == 0.8
+
+
+def test_the_manifest_tells_what_auto_came_to_outside_of_every_digest(copy):
+    auto = dict.fromkeys(("eval_every_steps", "save_every_steps"), "auto")
+    document = CONFIG | auto | {"budget": {"unit": "steps", "value": 40}, "optimizer": {}}
+    assert run(copy, "50_pretrain", document) == 0
+    found = manifest_run(copy)["schedule"]
+    assert {name: (each["asked"], each["resolved"]) for name, each in found.items()} == {
+        "eval_every_steps": ("auto", 2),
+        "save_every_steps": ("auto", 2),
+        "warmup_steps": ("auto", 4),
+        "learning_rate": ("auto", manifest(copy.path("checkpoints/toy/base"))["metrics"]["learning_rate"]),
+    }
+    assert found["save_every_steps"]["reason"] == "a twentieth of 40 steps"
 
 
 def test_the_log_prints_the_arithmetic(copy, capsys):

@@ -70,6 +70,17 @@ def test_it_trains_and_goes_on_to_the_same_digest_after_a_kill(workspace, name, 
     assert manifest(folder)["output_digest"] == first["output_digest"]
 
 
+def test_an_adapter_on_what_is_no_layer_of_a_block_is_refused(workspace, capsys):
+    """The head would be counted wrongly, and a merge would untie it."""
+    path = workspace.path("config/architectures/vesper_fly.json")
+    document = json.loads(path.read_text())
+    document["adapter"]["targets"] = ["q_proj", "lm_head"]
+    path.write_text(json.dumps(document))
+    assert run(workspace, "50_pretrain", config("vesper_fly")) == 2
+    message = capsys.readouterr().err
+    assert "adapter.targets" in message and "'q_proj'" in message and "'down_proj'" in message
+
+
 def test_an_unknown_field_of_the_experts_is_refused(workspace, capsys):
     path = workspace.path("config/architectures/vesper_moe.json")
     path.write_text(path.read_text().replace("num_experts", "number_of_experts"))

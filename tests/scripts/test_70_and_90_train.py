@@ -105,6 +105,34 @@ def test_samples_are_recorded_with_the_expected_answer(prepared: Workspace) -> N
     assert all(line["expected"].startswith("yes, ") and line["prompt"].startswith("is the") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("stage", "document"), [("70_train_sft", SFT), ("90_train_preferences", PREFERENCES)]
+)
+def test_what_is_read_more_than_four_times_is_said_and_kept(
+    prepared: Workspace, capsys: pytest.CaptureFixture, stage: str, document: dict
+) -> None:
+    often = edited(document, output=f"checkpoints/toy/often_{stage[:2]}", max_steps=0, epochs=5.0)
+    assert run(prepared, stage, often) == 0
+    metrics, name = (
+        manifest(prepared, often["output"]).metrics,
+        Path(document["inputs"]["data"][0]["path"]).name,
+    )
+    (notice,) = metrics["overfitting"]
+    assert notice.startswith(
+        f"{name} is read {metrics['epochs']:.1f} times; beyond 4 repeated text adds little"
+    )
+    assert notice in capsys.readouterr().out
+    assert notice in prepared.path(f"{often['output']}/MODEL_CARD.md").read_text()
+    drawn = metrics["steps"] * metrics["batch_rows"]
+    assert metrics["datasets"] == {name: {"weight": 1.0, "rows_drawn": drawn, "share": 1.0}}
+
+
+def test_the_manifest_of_a_tuning_run_tells_what_auto_came_to(prepared: Workspace) -> None:
+    found = manifest(prepared, "checkpoints/toy/sft").run.rates["schedule"]
+    assert found["warmup_steps"] == {"asked": "auto", "resolved": 2, "reason": "by steps and beta2"}
+    assert found["learning_rate"] == {"asked": 0.01, "resolved": 0.01, "reason": "asked for"}
+
+
 def test_one_adapter_over_the_base_is_the_tuned_model(prepared: Workspace) -> None:
     """What stage 90 publishes does what it measured: the SFT adapter merged, and the new adapter on top."""
     from utils.packing.rows import RowsDataset

@@ -97,6 +97,16 @@ def test_a_corpus_is_measured_where_there_is_one(tiny: Tiny):
     assert report["parity"]["llama_cpp"]["compared"] > 23
 
 
+def test_a_tokenizer_that_loses_text_ends_the_stage(tiny: Tiny, capsys: pytest.CaptureFixture):
+    path = make_gpt2_style(tiny.root / "data/raw/given") / "tokenizer.json"
+    path.write_text(path.read_text().replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))
+    tiny.write_config(STAGE, adopt_config(path="data/raw/given"))
+    assert tiny.execute(STAGE) == 4
+    assert not (tiny.root / "data/adopted/tokenizer").exists()
+    captured = capsys.readouterr()
+    assert "texts do not survive encode and decode:" in captured.err + captured.out
+
+
 def hub_files(tmp_path: Path) -> dict[str, bytes]:
     """A poisoned repository: its config names code, and there are weights."""
     given = make_gpt2_style(tmp_path / "given", auto_map={"AutoTokenizer": ["evil.EvilTokenizer", None]})

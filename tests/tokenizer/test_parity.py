@@ -73,13 +73,38 @@ def test_a_missing_llama_cpp_is_reported(tokenizer: FrozenTokenizer, monkeypatch
     }
 
 
-def test_the_sample_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parity, "PARITY_CHARACTERS", 10)
-    texts = [("probe", "x" * 99), ("a", "x" * 6), ("b", "x" * 4), ("c", "x")]
-    assert parity_sample(texts, [[1], [2], [3], [4]], num_probes=1) == (
-        ["x" * 99, "x" * 6, "x" * 4],
-        [[1], [2], [3]],
+def as_lengths(texts: list[str]) -> list[list[int]]:
+    return [[len(text)] for text in texts]
+
+
+def test_a_sample_that_is_short_enough_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parity, "PARITY_CHARACTERS", 12)
+    monkeypatch.setattr(parity, "PARITY_DOCUMENTS", 3)
+    texts = [("probe", "x" * 99), ("a", "x" * 7), ("b", "x" * 4), ("c", "x"), ("d", "x")]
+    ids = [[1], [2], [3], [4], [5]]
+    chosen = [text for _, text in texts[:4]]
+    assert parity_sample(texts, ids, num_probes=1, encode=as_lengths) == (chosen, ids[:4], "")
+
+
+def test_long_documents_are_cut_and_none_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parity, "PARITY_CHARACTERS", 12)
+    texts = [("probe", "x" * 99), ("a", "x" * 8), ("b", "x" * 4), ("c", "x")]
+    assert parity_sample(texts, [[1], [2], [3], [4]], num_probes=1, encode=as_lengths) == (
+        ["x" * 99, "xxxx", "xxxx", "x"],
+        [[1], [4], [4], [1]],
+        "the first 4 characters of each document",
     )
+
+
+def test_the_report_says_that_documents_were_cut(tokenizer: FrozenTokenizer):
+    texts = ["the boat"]
+    ids = tokenizer.processor.encode(texts)
+    found = compare_libraries(tokenizer.folder, texts, ids, "no GGUF", note="the first 9 characters")
+    assert {library: agreement.note for library, (agreement, _) in found.items()} == {
+        "sentencepiece": "reference",
+        "tokenizers": "the first 9 characters",
+        "llama_cpp": "no GGUF",
+    }
 
 
 def test_llama_cpp_refusing_a_vocabulary_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch):

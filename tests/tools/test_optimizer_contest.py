@@ -11,6 +11,8 @@ from tools.bench import optimizers
 from tools.bench.contest.analysis import (
     HELPS,
     NO_EVIDENCE,
+    NO_VERDICT,
+    RIVALS,
     compare,
     loss_at_time,
     tokens_to,
@@ -18,6 +20,8 @@ from tools.bench.contest.analysis import (
 )
 from tools.bench.contest.arms import FORMS, TUNED, RunSpec, schedule_trials, trials
 from tools.bench.contest.runs import row_order, train
+from utils.optim.groups import parameter_groups
+from utils.training.precision import Precision
 
 SHORT = replace(
     FORMS["cpu"], name="short", tokens=20 * 4 * 32, batch_rows=4, row_tokens=32, rates=(1e-3, 4e-3)
@@ -47,6 +51,16 @@ def test_one_rival_that_is_not_beaten_is_enough_for_no_evidence():
     assert verdict(losses)[0] == HELPS
     assert verdict(losses | {"G": losses["F"]})[0] == NO_EVIDENCE
     assert verdict({arm: losses[arm] for arm in "AF"})[0] == NO_EVIDENCE
+
+
+def test_fewer_than_five_seeds_give_no_verdict():
+    losses = {arm: [2.0, 2.1, 2.2, 2.3, 2.4] for arm in RIVALS} | {"F": [1.0, 1.1, 1.2, 1.3, 1.4]}
+    assert verdict(losses)[0] == HELPS
+    for seeds in (1, 2, 4):
+        said, compared = verdict({arm: values[:seeds] for arm, values in losses.items()})
+        assert said == NO_VERDICT and HELPS not in said
+        assert len(compared) == (len(RIVALS) if seeds > 1 else 0)  # the table is still shown
+    assert verdict({arm: losses[arm] for arm in RIVALS}) == (NO_EVIDENCE, {})
 
 
 def test_intervals_are_those_of_the_textbook():
@@ -126,9 +140,12 @@ def test_all_arms_start_alike_and_the_contest_ends_in_a_report(contest):
     assert settings["C"]["replayed"] != settings["F"] and settings["B"]["rate"] not in SHORT.rates
     said = optimizers.write_report(contest.folder, SHORT, tuned, finals, range(2))
     report = json.loads((contest.folder / "report.json").read_text())
-    assert report["verdict"] == said and said in (HELPS, NO_EVIDENCE) and "0.5 %" in report["rule"]
+    assert report["verdict"] == said == NO_VERDICT and "0.5 %" in report["rule"]
     assert report["paired"].keys() == set(arms) - {"F"} and len(report["runs"]) == 16
     assert report["runs"][0]["result"].keys() >= {"series", "curve", "skips", "spikes", "eta_integral"}
+    assert len({run["result"]["settings_sha256"] for run in report["runs"]}) == 1
+    assert all(run["result"]["versions"].startswith("torch ") for run in report["runs"])
+    assert len({run["result"]["config_sha256"] for run in report["runs"]}) == 16
     page = (contest.folder / "report.html").read_text()
     assert page.count("<svg") == 7 and said in page and "tokens" in page
     table = optimizers._table_of(report)
@@ -151,6 +168,47 @@ def test_arms_that_did_not_start_alike_are_refused(contest):
     runs["F"][0]["result"] = runs["F"][0]["result"] | {"init_sha256": "other"}
     with pytest.raises(ValueError, match="arm F, seed 0: other initial weights or rows"):
         optimizers.write_report(contest.folder, SHORT, {}, runs, range(1))
+
+
+def widened(model, weight_decay, decay_embeddings):
+    return parameter_groups(model, weight_decay, decay_embeddings=True)
+
+
+PLANTED = {
+    "batch_rows": ("tools.bench.contest.runs.row_order", lambda *given: row_order(*given)[:, :2]),
+    "max_gradient_norm": ("tools.bench.contest.runs.MAX_NORM", 2.0),
+    "warmup_steps": ("tools.bench.contest.arms.Form.warmup_steps", 7),
+    "groups_sha256": ("utils.optim.groups.parameter_groups", widened),
+    "precision": ("utils.training.precision.Precision", lambda name, device: Precision("bf16", device)),
+}
+
+
+@pytest.mark.parametrize("setting", PLANTED)
+def test_arms_under_other_settings_are_refused(tmp_path, monkeypatch, setting):
+    """One arm really is trained otherwise, and the report says in what."""
+    torch.set_num_threads(1)
+    runs = {arm: [planted_run(arm, setting if arm == "F" else "", monkeypatch)] for arm in "AF"}
+    known, other = (runs[arm][0]["result"]["settings"] for arm in "AF")
+    assert [name for name in known if known[name] != other[name]] == [setting]
+    runs["F"][0]["result"] |= {name: runs["A"][0]["result"][name] for name in ("init_sha256", "data_sha256")}
+    with pytest.raises(ValueError, match=f"arm F, seed 0: other {setting}$"):
+        optimizers.write_report(tmp_path, SHORT, {}, runs, range(1))
+
+
+def planted_run(arm, setting, monkeypatch):
+    spec = RunSpec(arm, 0, 1e-3)
+    with monkeypatch.context() as patch:
+        if setting:
+            patch.setattr(*PLANTED[setting])
+        return {"spec": asdict(spec), "key": "", "result": train(spec, SHORT)}
+
+
+def test_every_result_says_what_it_was_made_with():
+    results = [train(RunSpec("A", seed, rate), SHORT) for seed, rate in ((0, 1e-3), (0, 1e-3), (0, 2e-3))]
+    first, again, other = (each["config_sha256"] for each in results)
+    assert first == again != other
+    assert results[0]["versions"].startswith(f"torch {torch.__version__}, transformers ")
+    assert "; cpu, 1 threads; " in results[0]["versions"]
 
 
 def test_a_gpu_form_without_a_gpu_says_so(monkeypatch, capsys):

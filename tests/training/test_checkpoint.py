@@ -273,7 +273,7 @@ WRITE_POINTS = {
     "before the manifest": (seal, "compute_seal", 2),
     "between the manifest and its name": (seal.os, "replace", 2),
     "before the rename": (checkpoint, "_into_place", 2),
-    "before best.json": (checkpoint.CheckpointStore, "_point_to_best", 2),
+    "before best.json": (checkpoint.CheckpointStore, "point_to_best", 2),
     "before the old ones go": (checkpoint.CheckpointStore, "_prune", 2),
 }
 
@@ -305,6 +305,56 @@ def test_dying_at_any_write_point_leaves_whole_checkpoints_and_a_run_that_contin
     assert named and all(Verifier(workspace_of(tmp_path)).artifact(each)[1].good for each in named)
     assert run(tmp_path) == 0
     assert artifact_files(tmp_path) == artifact_files(uninterrupted)
+    assert best_pointer(tmp_path) == best_pointer(uninterrupted)
+
+
+def best_pointer(root: Path) -> dict:
+    """best.json, which must name a checkpoint that is there."""
+    folder = root / "checkpoints/toy/checkpoints"
+    pointer = json.loads((folder / "best.json").read_text())
+    manifest = json.loads((folder / f"step_{pointer['step']:08d}" / "manifest.json").read_text())
+    assert pointer.pop("output_digest") == manifest["output_digest"]
+    return pointer
+
+
+def test_a_pointer_that_a_death_left_out_is_written_by_the_next_process(tmp_path, monkeypatch):
+    """The best step is not saved again, so nothing else would write it."""
+    write_config(tmp_path, **SETTINGS)
+    losses = {4: 1.0, 8: 5.0, 10: 6.0}
+
+    def entry(config, stage):
+        trainer = toy_trainer(config, stage)
+        trainer.resume()
+        for step, _ in trainer:
+            if trainer.evaluates(step):
+                trainer.observe(losses[step])
+            trainer.save_if_due()
+        return trainer.finish()
+
+    point = checkpoint.CheckpointStore.point_to_best
+
+    def dying(*given):
+        if threading.current_thread() is not threading.main_thread():
+            raise StageError("killed")
+        point(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.CheckpointStore, "point_to_best", dying)
+        assert run(tmp_path, entry=entry) == 4
+    assert run(tmp_path, entry=entry) == 0
+    assert best_pointer(tmp_path) == {"step": 4, "val_loss": 1.0}
+
+
+def test_a_pointer_to_a_checkpoint_of_another_future_goes(tmp_path):
+    folder = interrupted(tmp_path, keep_best=True, keep_last=9).parent
+    assert json.loads((folder / "best.json").read_text())["step"] == 4
+
+    def entry(config, stage):
+        toy_trainer(config, stage).resume()
+        raise StageError("killed")
+
+    assert run(tmp_path, "--resume", str(folder / "step_00000003"), entry=entry) == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000003"]
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.training.test_loop import steps
-from tests.training.toy_stage import run, toy_trainer, write_config
+from tests.training.test_loop import steps, trainer_with
+from tests.training.toy_stage import CountingRows, run, toy_trainer, write_config
 from utils.config.pack import PackConfig
 from utils.config.pretrain import PretrainConfig
 from utils.config.sft import SFTConfig
@@ -70,13 +70,13 @@ def test_any_limit_of_memory_takes_the_same_steps(tmp_path, larger_is_faster):
     losses = {}
     for limit in (1, 2, 8):
         root, loss = tmp_path / str(limit), Limited(limit)
-        assert trained(root, loss, micro_batch_rows="auto") == 0
+        assert trained(root, loss, micro_batch_rows="auto", batch_rows=8) == 0
         losses[limit] = [row["loss"] for row in steps(root)]
-        assert manifest(root)["micro_batch_rows"]["resolved"] == min(limit, 4)
-        assert set(loss.sizes[-4:]) == {min(limit, 4)}
+        assert manifest(root)["micro_batch_rows"]["resolved"] == limit
+        assert set(loss.sizes[-4:]) == {limit}
     assert losses[1] == pytest.approx(losses[8], rel=1e-6)
     assert losses[2] == pytest.approx(losses[8], rel=1e-6)
-    assert manifest(tmp_path / "8")["micro_batch_rows"]["reason"] == "the fastest of 1, 2, 4"
+    assert manifest(tmp_path / "8")["micro_batch_rows"]["reason"] == "the fastest of 1, 2, 4, 8"
 
 
 def test_a_rehearsal_leaves_no_trace(tmp_path):
@@ -152,6 +152,45 @@ def test_not_even_one_row_fits(tmp_path, capsys):
     assert trained(tmp_path, Limited(0), micro_batch_rows="auto") == 4
     text = capsys.readouterr().err
     assert "out of memory in step 0, with no room to measure" in text and "or a smaller model" in text
+
+
+class LimitedExaminations(NextTokenLoss):
+    """Room for steps, none for validation."""
+
+    def __call__(self, model, batch):
+        if not model.training:
+            raise torch.OutOfMemoryError(FAKE)
+        return super().__call__(model, batch)
+
+
+def test_running_out_of_memory_in_an_evaluation_ends_with_4(tmp_path, capsys):
+    """And rows at once stay as they are, since they are those of the steps."""
+    write_config(tmp_path, steps=4, micro_batch_rows="auto", save_every_steps=1)
+
+    def main(config, stage):
+        trainer = trainer_with(config, stage, LimitedExaminations())
+        trainer.resume()
+        rows = trainer.execution.micro_rows
+        for _ in trainer:
+            trainer.save_if_due()
+            remembered = json.loads((stage.partial / execution.FILE).read_text())
+            assert remembered["micro_rows"] == rows
+            trainer.validate([CountingRows().rows(range(4))])
+
+    assert run(tmp_path, entry=main) == 4
+    said = capsys.readouterr().err
+    assert f"out of memory while the model of step 1 was examined ({FAKE})" in said
+    assert "a rerun continues from the newest checkpoint" in said
+
+
+def test_running_out_of_memory_anywhere_else_ends_with_4(tmp_path, capsys):
+    write_config(tmp_path)
+
+    def main(config, stage):
+        raise torch.OutOfMemoryError(FAKE)
+
+    assert run(tmp_path, entry=main) == 4
+    assert "50_pretrain failed: out of memory; what was committed is kept" in capsys.readouterr().err
 
 
 def test_other_errors_pass_through(tmp_path):
@@ -314,9 +353,23 @@ def test_compiled_layers_keep_their_names_and_resume_into_plain_ones_and_back(tm
     assert [each.name for each in files[0]] == [each.name for each in files[1]]
 
 
-def test_auto_compiles_long_runs_on_cuda_only(tmp_path, traced):
-    assert trained(tmp_path, NextTokenLoss(), compile="auto") == 0
-    assert manifest(tmp_path)["compile"]["resolved"] == "off"
+@pytest.mark.parametrize(
+    ("device", "steps", "expected"), [("cpu", 500, "off"), ("cuda", 499, "off"), ("cuda", 500, "on")]
+)
+def test_auto_compiles_long_runs_on_cuda_only(tmp_path, traced, monkeypatch, device, steps, expected):
+    """What the rule says of a device; the layers are compiled for the CPU, where this runs."""
+    asked, rule = [], execution.worth_compiling
+    monkeypatch.setattr(execution, "worth_compiling", lambda here: asked.append(here) or rule(device))
+
+    def main(config, stage):
+        trainer = toy_trainer(config, stage)
+        trainer.resume()
+        return {"compile": trainer.execution.choices["compile"].resolved}
+
+    write_config(tmp_path, steps=steps, compile="auto")
+    assert run(tmp_path, entry=main) == 0 and asked == ["cpu"]
+    found = json.loads((tmp_path / "checkpoints/toy/manifest.json").read_text())["metrics"]
+    assert found["compile"] == expected
 
 
 def broken(*_, **__):

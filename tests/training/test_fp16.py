@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.test_checkpoint import SETTINGS, artifact_files, stopping_main
-from tests.training.test_loop import Poisoned, poisoned_trainer, steps
+from tests.training.test_loop import Poisoned, steps, trainer_with
 from tests.training.toy_stage import run, write_config
 from utils.pipeline.errors import ConfigError
 from utils.training.machine import Machine
@@ -46,16 +46,20 @@ def test_sharded_weights_are_refused(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", [{}, VELVET], ids=["adamw", "velvet"])
-def test_fp16_agrees_with_fp32(tmp_path, optimizer):
-    for name, precision in (("fp32", {}), ("fp16", FP16)):
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_16_bits_agree_with_fp32(tmp_path, precision, optimizer):
+    for name in ("fp32", precision):
         (tmp_path / name).mkdir()
-        write_config(tmp_path / name, steps=20, **precision, **optimizer)
+        write_config(tmp_path / name, steps=20, precision=name, **optimizer)
         assert run(tmp_path / name) == 0
-    wide, narrow = (steps(tmp_path / name) for name in ("fp32", "fp16"))
+    wide, narrow = (steps(tmp_path / name) for name in ("fp32", precision))
+    assert narrow[0]["loss"] != wide[0]["loss"]
     assert narrow[-1]["loss"] == pytest.approx(wide[-1]["loss"], rel=0.02)
     assert narrow[0]["grad_norm"] == pytest.approx(wide[0]["grad_norm"], rel=0.02)  # unscaled again
-    assert narrow[0]["loss_scale"] == 65536 and not narrow[0]["overflow"]
-    assert "loss_scale" not in wide[0] and "overflow" not in wide[0]
+    if precision == "fp16":
+        assert narrow[0]["loss_scale"] == 65536 and not narrow[0]["overflow"]
+    for row in (wide[0], *([narrow[0]] if precision == "bf16" else [])):
+        assert "loss_scale" not in row and "overflow" not in row
 
 
 def too_large_scale(self):
@@ -83,7 +87,7 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path, capsys):
     write_config(tmp_path, steps=8, max_consecutive_skips=2, **FP16)
 
     def main(config, stage):
-        for _ in poisoned_trainer(config, stage, Poisoned({3, 4})):
+        for _ in trainer_with(config, stage, Poisoned({3, 4})):
             pass
         return {}
 

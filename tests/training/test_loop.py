@@ -5,8 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.toy_stage import CountingRows, run, toy_model, toy_trainer, write_config
-from utils.training.loss import NextTokenLoss, next_token_targets
+from tests.training.toy_stage import (
+    ARCHITECTURE,
+    VOCAB,
+    CountingRows,
+    PoisonedRow,
+    run,
+    toy_model,
+    toy_trainer,
+    write_config,
+)
+from utils.config.adapter import AdapterConfig
+from utils.models.llama import initialise
+from utils.models.load import build_model
+from utils.optim.groups import build_optimizer
+from utils.pipeline.errors import StageError
+from utils.training.loss import HeadOptions, NextTokenLoss, next_token_targets
 
 
 def history(root, name="history"):
@@ -102,11 +116,20 @@ class Poisoned(NextTokenLoss):
         return replace(sums, loss_sum=sums.loss_sum * factor)
 
 
-def poisoned_trainer(config, stage, loss):
+def trainer_with(config, stage, loss, model=None):
+    """The toy's trainer with another loss, and another model."""
     trainer = toy_trainer(config, stage)
-    return type(trainer)(
-        trainer.model, trainer.rows, trainer.optimizer, trainer.schedule, config, stage, loss
-    )
+    model = model or trainer.model
+    optimizer = build_optimizer(model, config.optimizer, 1e-2, config.kernels)
+    return type(trainer)(model, trainer.rows, optimizer, trainer.schedule, config, stage, loss)
+
+
+def fly_model():
+    shape = ARCHITECTURE.model_copy(update={"family": "vesper"})
+    model = build_model(shape, VOCAB, {"bos": 1, "eos": 2, "pad": 3})
+    initialise(model, shape, seed=0)
+    model.adapt(AdapterConfig(kind="fly", rank=8, active_ranks=2, train_base=True), seed=0)
+    return model
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(tmp_path):
@@ -114,7 +137,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(tmp_path
     seen = []
 
     def main(config, stage):
-        trainer = poisoned_trainer(config, stage, Poisoned({2}))
+        trainer = trainer_with(config, stage, Poisoned({2}))
         trainer.resume()
         for step, _ in trainer:
             state = [each.clone() for values in trainer.optimizer.state.values() for each in values.values()]
@@ -128,23 +151,33 @@ def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(tmp_path
     assert [row["skipped"] for row in rows] == [False, True, False, False] and rows[1]["loss"] is None
 
 
-class PoisonedRow(NextTokenLoss):
-    """A loss that is not a number wherever the rows of one number are read."""
+@pytest.mark.parametrize("kind", ["adamw", "velvet"])
+def test_a_skipped_step_moves_no_offset_of_the_ranks(tmp_path, kind):
+    """FlyLoRA's offsets follow no gradient, and the pass of a skipped step has counted its ranks too."""
+    write_config(tmp_path, steps=3, optimizer={"kind": kind})
+    seen = []
 
-    def __init__(self, numbers):
-        super().__init__()
-        self.rows = CountingRows()
-        self.poisoned = [self.rows.rows(range(n, n + 1)).tokens for n in numbers]
+    def main(config, stage):
+        loss = Poisoned({2})
+        loss.head = HeadOptions(with_entropy=kind == "velvet")
+        trainer = trainer_with(config, stage, loss, fly_model())
+        trainer.resume()
+        for _ in trainer:
+            seen.append({name: each.clone() for name, each in trainer.model.state_dict().items()})
+        return trainer.finish()
 
-    def __call__(self, model, batch):
-        sums = super().__call__(model, batch)
-        found = any((batch.tokens == tokens).all(-1).any() for tokens in self.poisoned)
-        return replace(sums, loss_sum=sums.loss_sum * (math.nan if found else 1.0))
+    assert run(tmp_path, entry=main) == 0
+    assert [row["skipped"] for row in steps(tmp_path)] == [False, True, False]
+    first, second, third = seen
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    names = [name for name in first if name.endswith("offsets")]
+    assert len(names) == 3
+    assert all(first[name].any() and not torch.equal(second[name], third[name]) for name in names)
 
 
 def poisoned_rows_main(numbers, seen):
     def main(config, stage):
-        trainer = poisoned_trainer(config, stage, PoisonedRow(numbers))
+        trainer = trainer_with(config, stage, PoisonedRow(numbers))
         trainer.resume()
         for step, _ in trainer:
             moments = [each.clone() for state in trainer.optimizer.state.values() for each in state.values()]
@@ -190,7 +223,7 @@ def test_too_many_skipped_steps_end_the_run_with_the_last_good_checkpoint(tmp_pa
     write_config(tmp_path, steps=9, max_consecutive_skips=2, save_every_steps=2)
 
     def main(config, stage):
-        trainer = poisoned_trainer(config, stage, Poisoned(set(range(4, 99))))
+        trainer = trainer_with(config, stage, Poisoned(set(range(4, 99))))
         trainer.resume()
         for _ in trainer:
             trainer.save_if_due()
@@ -259,6 +292,46 @@ def test_publishing_the_best_step_publishes_its_weights(tmp_path):
     assert code == 0 and is_best and metrics["best_step"] == 2 and metrics["published"] == "best"
     assert json.loads(pointer)["step"] == 2
     assert not torch.equal(kept[2], kept[4])
+
+
+@pytest.mark.parametrize("publish", ["best", "last"])
+def test_a_run_that_never_beats_its_start_publishes_what_it_trained(tmp_path, publish):
+    """The weights before the first step are no candidate: no checkpoint has them."""
+    kept = {}
+
+    def body(trainer, stage):
+        if not trainer.resume():
+            trainer.observe(1.0)
+        for step, _ in trainer:
+            kept[step] = trainer.model.lm_head.weight.detach().clone()
+            trainer.observe(1.0 + step)
+            trainer.save_if_due()
+        return trainer.finish(), trainer.model.lm_head.weight.detach().clone()
+
+    code, (metrics, published) = inside(tmp_path, body, steps=3, publish=publish, save_every_steps=2)
+    assert code == 0 and (metrics["best_step"], metrics["best_val_loss"]) == (1, 2.0)
+    assert torch.equal(published, kept[1 if publish == "best" else 3])
+
+
+def test_a_resumed_run_takes_back_what_it_wrote_of_later_steps(tmp_path):
+    """Row 22 is in step 6; the run dies after step 7 and goes on from step 4."""
+    write_config(tmp_path, steps=10, save_every_steps=4)
+    alive = []
+
+    def main(config, stage):
+        trainer = trainer_with(config, stage, PoisonedRow([1, 22]))
+        trainer.resume()
+        for step, _ in trainer:
+            trainer.save_if_due()
+            if step == 7 and not alive:
+                alive.append(step)
+                raise StageError("killed")
+        return trainer.finish()
+
+    assert run(tmp_path, entry=main) == 4
+    assert [each["step"] for each in skipped_log(tmp_path / "checkpoints/toy.partial")] == [1, 6]
+    assert run(tmp_path, entry=main) == 0
+    assert [each["step"] for each in skipped_log(tmp_path / "checkpoints/toy")] == [1, 6]
 
 
 def test_curves_go_to_tensorboard_and_metrics_and_outputs_hold_no_clock(tmp_path):

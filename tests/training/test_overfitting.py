@@ -42,7 +42,7 @@ def test_datasets_that_are_read_more_than_four_times_are_named():
     lines = []
     stage = SimpleNamespace(log=lambda event, text, **fields: lines.append((event, text)))
     watch = OverfittingWatch(stage, ToyConfig(output="checkpoints/toy"))
-    watch.count({"books": 4.0, "web": 6.25})
+    watch.count({"books": 4.04, "web": 6.25})
     assert lines == [("overfitting", watch.figures()["overfitting"][0])]
     assert lines[0][1].startswith("web is read 6.2 times; beyond 4 repeated text adds little")
     watch.count({"books": 4.0})

@@ -7,11 +7,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from utils.config.adapter import AdapterConfig
 from utils.models.adapt import LoRAShape, add_adapter
+from utils.models.flylora import adapters_of
+from utils.models.vesper import VesperConfig, VesperForCausalLM
 from utils.packing.mixture import Mixture, MixtureSource
 from utils.packing.plan import plan_best_fit
 from utils.preferences.losses import dpo_loss
-from utils.training.loss import mean_loss
+from utils.training.conversations import TrainedTokenLoss
+from utils.training.loss import LossModel, mean_loss, next_token_loss
 from utils.training.pairs import (
     PackedPairs,
     PreferenceObjective,
@@ -22,6 +26,7 @@ from utils.training.pairs import (
     pair_lengths,
     read_pair_draws,
 )
+from utils.training.precision import FP32
 
 VOCABULARY, ROW = 40, 39
 
@@ -159,6 +164,33 @@ def test_signals_are_those_of_the_answers_tokens() -> None:
     assert float(sums.signals.nll_sum) == pytest.approx(nll, rel=1e-5) == -float(logps.sum().detach())
     assert float(sums.signals.entropy_sum) == pytest.approx(entropy, rel=1e-5)
     assert sums.signals.num_targets == count
+
+
+def fly_model() -> torch.nn.Module:
+    config = VesperConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, pad_token_id=3,
+    )  # fmt: skip
+    model = VesperForCausalLM(config)
+    model.adapt(AdapterConfig(kind="fly", rank=8, active_ranks=2), seed=0)
+    return model.train()
+
+
+@pytest.mark.parametrize("kind", ["every token", "answers", "pairs"])
+def test_ranks_are_counted_where_a_prediction_trains_and_not_on_prompts(kind: str) -> None:
+    packed, model = packed_of(5), fly_model()
+    masks = [trained[1:] for _, trained in packed.dataset.parts]
+    loss, expected = {
+        "every token": (next_token_loss, sum(len(mask) for mask in masks)),
+        "answers": (TrainedTokenLoss(), sum(int(mask.sum()) for mask in masks)),
+        "pairs": (
+            PreferenceObjective(partial(dpo_loss, beta=0.1), zero_reference),
+            sum(int(mask.sum()) for mask in masks),
+        ),
+    }[kind]
+    LossModel(model, loss, FP32)(packed.rows(range(packed.num_rows)))
+    counts = [int(each.counts.sum()) for each in adapters_of(model)]
+    assert counts == [2 * expected] * 6
 
 
 def zero_reference(model: torch.nn.Module, batch) -> torch.Tensor:

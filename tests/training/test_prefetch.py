@@ -2,12 +2,15 @@ import gc
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from tests.training.toy_stage import CountingRows
+from tests.training.toy_stage import CountingRows, toy_model
 from utils.pipeline.errors import DataError
-from utils.training.prefetch import STEPS_AHEAD, Prefetched
+from utils.training.conversations import ConversationBatch, TrainedTokenLoss
+from utils.training.pairs import PairBatch, PreferenceObjective, answer_logps, cached_reference
+from utils.training.prefetch import STEPS_AHEAD, Prefetched, _pinned
 
 
 class Watched(CountingRows):
@@ -79,6 +82,21 @@ def test_the_thread_waits_for_nothing_and_ends_with_its_rows():
     gc.collect()
     thread.join(timeout=60)
     assert not thread.is_alive()
+
+
+def test_conversations_and_pairs_score_the_same_as_pinned_tensors(monkeypatch):
+    """Pinning needs a GPU; that the objectives take tensors for arrays does not."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda column: column)
+    model, document = toy_model(), np.repeat([[0, 1, -1]], [5, 5, 3], axis=1).astype(np.int32)
+    tokens, trained = np.arange(13, dtype=np.int64)[None], (document >= 0).astype(np.uint8)
+    columns = (tokens, document, tokens % 5, trained)
+    chat, loss = ConversationBatch(*columns), TrainedTokenLoss()
+    assert loss.weigh(_pinned(chat)) == loss.weigh(chat) == 8
+    assert torch.equal(loss(model, _pinned(chat)).loss_sum, loss(model, chat).loss_sum)
+    pair = PairBatch(*columns, np.array([7]), np.array([[-1.0, -2.0]]))
+    assert PreferenceObjective(None, cached_reference).weigh(_pinned(pair)) == 1
+    assert torch.equal(answer_logps(model, _pinned(pair)), answer_logps(model, pair))
+    assert torch.equal(cached_reference(model, _pinned(pair)), cached_reference(model, pair))
 
 
 @pytest.mark.gpu

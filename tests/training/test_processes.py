@@ -107,6 +107,53 @@ def test_two_processes_then_one_then_two(tmp_path: Path) -> None:
     for before, after in zip(whole, changing, strict=True):
         for name in {"loss", "val_loss", "grad_norm"} & before.keys():
             assert after[name] == pytest.approx(before[name], rel=1e-5), (before, after)
+    for root, first, ranks in ((two, 0, 2), (one, 4, 1), (again, 8, 2)):
+        expected = {step: [*range(4 * step - 4, 4 * step)] for step in range(first + 1, 13)}
+        assert rows_read(root, ranks) == expected
+
+
+def rows_read(root: Path, ranks: int) -> dict[int, list[int]]:
+    """Numbers of the rows of each step, those of rank 0 first."""
+    read: dict[int, list[int]] = {}
+    for rank in range(ranks):
+        for line in (root / OURS / f"log/rows_{rank}.jsonl").read_text().splitlines():
+            said = json.loads(line)
+            read[said["step"]] = read.get(said["step"], []) + said["rows"]
+    return read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"poisoned_rows": [22, 27], "max_consecutive_skips": 2}, "2 steps in a row had a gradient"),
+        ({"full_disk_step": 6}, "the disk is full"),
+        ({"full_disk_step": 6, "steps": 6}, "the disk is full"),
+    ],
+    ids=["poisoned rows of rank 1", "full disk at a save", "full disk at the end"],
+)
+def test_what_rank_0_meets_while_saving_ends_all_ranks_with_its_code(
+    tmp_path: Path, changed: dict, text: str
+) -> None:
+    """Rows 22 and 27 are the last of rank 1 in steps 6 and 7; a checkpoint is due after each step."""
+    root = prepared(tmp_path / "run", **{"steps": 30, "save_every_steps": 1} | changed)
+    codes, said = finish_ranks(start_ranks(root))
+    assert codes == [4, 4], said
+    assert said.count(text) == 1 and "Traceback" not in said, said
+    assert ending(root) == ("failed", 4)
+
+
+@pytest.mark.slow
+def test_a_signal_for_one_rank_inside_an_evaluation_leaves_it_to_the_next_start(tmp_path: Path) -> None:
+    calm, stopped = (prepared(tmp_path / name) for name in ("calm", "stopped"))
+    run_ranks(calm)
+    codes, said = finish_ranks(start_ranks(stopped, **{toy_stage.STOPPED: "1 8"}))
+    assert codes == [75, 75], said
+    folder = stopped / OURS.with_suffix(".partial") / "checkpoints/step_00000008"
+    assert json.loads((folder / "trainer.json").read_text())["unevaluated"]
+    assert ending(stopped) == ("preempted", 75)
+    run_ranks(stopped)
+    assert files(stopped) == files(calm)
 
 
 def test_a_rank_without_a_saved_state_draws_from_seed_rank_and_step() -> None:

@@ -1,11 +1,13 @@
+import json
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from tests.packing.test_stream import documents_of, raw_text, rows_of, stream_of, write
 from utils.packing.mixture import Mixture, MixtureSource
 from utils.pipeline.errors import ConfigError
-from utils.training.rows import MixtureRows, micro_batch_rows
+from utils.training.rows import MixtureRows, join_cursors, micro_batch_rows
 
 
 class Draws(NamedTuple):
@@ -58,6 +60,36 @@ def test_the_cursor_leads_back():
     expected = read(rows)
     rows.restore(cursor)
     assert read(rows) == expected == [[8, 9], [10, 11], [12, 13], [14, 15]]
+
+
+def drawn_in(phases, rows, read):
+    """Rows of each step as (ranks, steps) follow each other, every time in new processes."""
+    cursor, steps = None, []
+    for ranks, count in phases:
+        parts = [rows() for _ in range(ranks)]
+        for part in parts if cursor else []:
+            part.restore(cursor)
+        for _ in range(count):
+            found = [part.next_step(rank, ranks, 2) for rank, part in enumerate(parts)]
+            steps.append(sorted(row for batches in found for batch in batches for row in read(batch)))
+        cursor = json.loads(json.dumps(join_cursors([part.cursor() for part in parts])))
+    return steps
+
+
+@pytest.mark.parametrize("source", ["mixture", "raw text"])
+def test_two_processes_then_one_then_two_read_the_same_rows(tmp_path, source):
+    text = raw_text(write(tmp_path, "a.txt", documents_of(700)))
+    sources = [MixtureSource(10, "a" * 64), MixtureSource(7, "b" * 64)]
+
+    def rows():
+        stream = source == "raw text"
+        order = stream_of(text) if stream else Mixture(sources, seed=3, batch_rows=8)
+        return MixtureRows(order, lambda draws: draws)
+
+    read = rows_of if source == "raw text" else lambda draws: zip(*draws, strict=True)
+    changing, whole = (drawn_in(each, rows, read) for each in ([(2, 4), (1, 4), (2, 4)], [(1, 12)]))
+    assert changing == whole and len(whole) == 12 and all(len(step) == 8 for step in whole)
+    assert whole[4] != whole[0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,13 @@ def test_greedy_continuations_equal_generate_and_stop_at_the_end_id():
     assert continuations(model, [[4, 5]], 6, end_ids=[ours[0][0]]) == [[]]
 
 
+def test_nothing_is_added_once_it_is_to_stop():
+    looks = iter([False] * 3 + [True] * 3)
+    found = continuations(toy_model(), [[4, 5], [9], [7]], 6, end_ids=[], stopping=lambda: next(looks))
+    assert [len(ids) for ids in found] == [3, 0, 0]
+    assert found[0] == continuations(toy_model(), [[4, 5]], 3, end_ids=[])[0]
+
+
 def test_sampling_keeps_mode_and_random_state():
     model = toy_model().train()
     state = torch.get_rng_state()

@@ -6,10 +6,19 @@ import torch
 from tests.training.toy_stage import VOCAB, CountingRows, ToyBatch, toy_model
 from utils.pipeline.errors import StageError
 from utils.training import loss as loss_module
+from utils.training.loss import (
+    IGNORED,
+    NextTokenLoss,
+    decoder_hidden,
+    head_loss,
+    next_token_loss,
+    next_token_targets,
+)
 from utils.training.precision import FP32
 from utils.training.selftest import (
     check_alignment,
     check_causality,
+    check_ids,
     check_initial_loss,
     check_isolation,
     check_offset,
@@ -27,7 +36,8 @@ def batch():
 
 
 def test_a_sound_model_passes(model, batch):
-    assert check_alignment(model, batch, FP32) == pytest.approx(3.489, abs=0.01)
+    check_ids(model, [batch], {"unk": 0, "bos": 1, "eos": 2, "pad": 3})
+    assert check_alignment(model, next_token_loss, batch, FP32) == pytest.approx(3.489, abs=0.01)
     check_causality(model, batch)
     assert check_isolation(model, batch)
 
@@ -44,7 +54,60 @@ def test_targets_shifted_twice_are_refused(model, batch, monkeypatch):
         model.lm_head.weight.mul_(30)  # a model with opinions, so that another target costs another loss
     monkeypatch.setattr(loss_module, "next_token_targets", shifted_again)
     with pytest.raises(StageError, match="self-test: the loss is .* but predicting the next token costs"):
-        check_alignment(model, batch, FP32)
+        check_alignment(model, next_token_loss, batch, FP32)
+
+
+class ShiftedAgain(NextTokenLoss):
+    """An objective that shifts the targets of `next_token_targets` once more, and counts what is left."""
+
+    def weigh(self, batch):
+        return float((self._targets(batch) != IGNORED).sum())
+
+    def __call__(self, model, batch):
+        inputs, _, position = next_token_targets(batch)
+        return head_loss(model, decoder_hidden(model, inputs, position), self._targets(batch))
+
+    def _targets(self, batch):
+        targets = next_token_targets(batch)[1]
+        return torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], 1)
+
+
+class CountsTooMuch(NextTokenLoss):
+    """An objective whose weight is that of all ids, padding and first ones included."""
+
+    def weigh(self, batch):
+        return float(batch.tokens.numel())
+
+
+@pytest.mark.parametrize("objective", [ShiftedAgain, CountsTooMuch])
+def test_an_objective_that_is_not_the_next_token_is_refused(model, batch, objective):
+    """What is checked is what the trainer will minimise, not what validation measures."""
+    with pytest.raises(StageError, match="self-test: the loss is .* but predicting the next token costs"):
+        check_alignment(model, objective(), batch, FP32)
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCAB])
+def test_ids_out_of_range_are_refused(model, batch, wrong):
+    batch.tokens[2, 5] = wrong
+    with pytest.raises(StageError, match=f"self-test: a row has ids from .*{wrong}.*knows 0 to {VOCAB - 1}"):
+        check_ids(model, [CountingRows().rows(range(4)), batch], {"bos": 1, "eos": 2, "pad": 3})
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"eos": 5}, "eos is 2 in the model, 5 in the tokenizer"),
+        ({"pad": -1}, "pad is 3 in the model, -1 in the tokenizer"),
+    ],
+)
+def test_special_ids_that_are_not_the_tokenizer_s_are_refused(model, batch, changed, text):
+    with pytest.raises(StageError, match=f"self-test: {text}"):
+        check_ids(model, [batch], {"bos": 1, "eos": 2, "pad": 3} | changed)
+
+
+def test_an_id_that_neither_has_is_no_difference(model, batch):
+    model.config.bos_token_id = None
+    check_ids(model, [batch], {"bos": -1, "eos": 2, "pad": 3})
 
 
 def test_attention_that_sees_the_future_is_refused(model, batch):
@@ -86,6 +149,7 @@ class Foreteller(torch.nn.Module):
         self.place = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, input_ids, position_ids, use_cache):
+        assert len(input_ids) == 1, "the logits of all rows at once may be gigabytes"
         ids = (input_ids + self.distance) % VOCAB
         return SimpleNamespace(logits=self.certainty * torch.nn.functional.one_hot(ids, VOCAB).float())
 

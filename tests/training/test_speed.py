@@ -30,3 +30,9 @@ def test_shares_are_flops_per_second_over_what_the_device_can_do():
 def test_the_measured_product_is_of_this_machine():
     found = measure_gemm(torch.device("cpu"), torch.float32, seconds=0.05)
     assert 1e8 < found < 1e14
+
+
+def test_the_measurement_leaves_the_random_state_of_the_run_alone():
+    before = torch.get_rng_state()
+    measure_gemm(torch.device("cpu"), torch.bfloat16, seconds=0.0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from kernels.resolution import resolve_kernel
 from tests.training.test_checkpoint import SETTINGS, artifact_files, output_digest, process, stopping_main
-from tests.training.test_loop import Poisoned, inside, poisoned_trainer, steps, weights
+from tests.training.test_loop import Poisoned, inside, steps, trainer_with, weights
 from tests.training.test_processes import launch
 from tests.training.toy_stage import CountingRows, run, toy_model, write_config
 from utils.config.pretrain import PretrainConfig
@@ -75,17 +75,30 @@ def test_the_checkpoint_holds_moments_and_scalars_by_name(tmp_path):
 
 @pytest.mark.parametrize("micro_rows", [1, 2])
 def test_any_split_into_micro_batches_gives_the_same_signals_and_steps(tmp_path, micro_rows):
-    """O10: rows have unequal numbers of targets, so a mean of means would differ."""
-    roots = [tmp_path / "whole", tmp_path / "split"]
+    """
+    O10: rows have unequal numbers of targets, so a mean of means would differ. In fp64, because an update
+    divides by the root of the second moment, which in fp32 makes much of a last bit where that is small.
+    """
+    roots, found = [tmp_path / "whole", tmp_path / "split"], []
+
+    def main(config, stage):
+        loss = NextTokenLoss(HeadOptions(with_entropy=True))
+        trainer = trainer_with(config, stage, loss, toy_model().double())
+        trainer.resume()
+        for _ in trainer:
+            pass
+        found.append({name: each.detach() for name, each in trainer.model.named_parameters()})
+        return trainer.finish()
+
     for root, rows in zip(roots, (4, micro_rows), strict=True):
         root.mkdir()
         write_config(root, steps=4, micro_batch_rows=rows, **VELVET)
-        assert run(root) == 0
+        assert run(root, entry=main) == 0
     for one, other in zip(*map(steps, roots), strict=True):
         for name in ("loss", "eta", "s", "b", "entropy"):
             assert one[name] == pytest.approx(other[name], rel=1e-6), name
-    for name, tensor in weights(roots[0]).items():
-        torch.testing.assert_close(weights(roots[1])[name], tensor, rtol=1e-4, atol=1e-6)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-6, atol=1e-12)
 
 
 def test_history_has_the_controls_and_the_entropy_of_the_step(tmp_path):
@@ -122,7 +135,7 @@ def test_a_step_that_is_not_finite_keeps_every_state_and_is_written_down(tmp_pat
     def main(config, stage):
         loss = Poisoned({2})
         loss.head = HeadOptions(with_entropy=True)
-        trainer = poisoned_trainer(config, stage, loss)
+        trainer = trainer_with(config, stage, loss)
         trainer.resume()
         for _ in trainer:
             state = dict(trainer.optimizer.state_dict())

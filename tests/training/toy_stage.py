@@ -5,8 +5,14 @@ A training stage small enough for tests: a real runner, a real Trainer, rows tha
     python tests/training/toy_stage.py ROOT --config toy.json        # as a process of its own, to be killed
 """
 
+import errno
 import json
+import math
+import os
+import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -22,11 +28,13 @@ from utils.optim.schedule import Schedule
 from utils.pipeline.errors import StageError
 from utils.pipeline.stage import Stage, execute
 from utils.pipeline.workspace import Workspace
+from utils.training.checkpoint import Snapshot
 from utils.training.loop import Trainer
-from utils.training.loss import HeadOptions, NextTokenLoss
+from utils.training.loss import PLAIN_HEAD, HeadOptions, LossSums, NextTokenLoss
 from utils.training.rng import seed_everything
 
 STAGE = "50_pretrain"
+STOPPED = "TOY_STOPPED_IN"  # "1 8": rank 1 gets SIGTERM in the evaluation after step 8
 VOCAB = 32
 ARCHITECTURE = Architecture(
     family="llama",
@@ -56,8 +64,10 @@ class ToyConfig(TrainingConfig):
     """Attention dropout, to see that random state is restored."""
     batch_rows: int = 4
     """Rows of a global batch."""
-    poisoned_steps: list[int] = []
-    """Steps whose loss is not a number."""
+    poisoned_rows: list[int] = []
+    """Rows whose loss is not a number."""
+    full_disk_step: int = -1
+    """The step whose checkpoint finds no room."""
 
 
 class ToyBatch(NamedTuple):
@@ -73,12 +83,13 @@ class CountingRows:
 
     def __init__(self, batch_rows: int = 4, length: int = 12, seed: int = 0) -> None:
         self.batch_rows, self.length, self.seed = batch_rows, length, seed
-        self.drawn = 0
+        self.drawn, self.read = 0, []
 
     def next_step(self, rank: int, num_ranks: int, micro_rows: int) -> list[ToyBatch]:
         share = self.batch_rows // num_ranks
         first = self.drawn + rank * share
         self.drawn += self.batch_rows
+        self.read = [*range(first, first + share)]
         return [
             self.rows(range(i, min(i + micro_rows, first + share)))
             for i in range(first, first + share, micro_rows)
@@ -113,6 +124,20 @@ class CountingRows:
         self.drawn = cursor["rows_drawn"]
 
 
+class PoisonedRow(NextTokenLoss):
+    """A loss that is not a number wherever the rows of these numbers are read."""
+
+    def __init__(self, numbers: list[int], head: HeadOptions = PLAIN_HEAD) -> None:
+        super().__init__(head)
+        self.rows = CountingRows()
+        self.poisoned = [self.rows.rows(range(n, n + 1)).tokens for n in numbers]
+
+    def __call__(self, model: torch.nn.Module, batch: ToyBatch) -> LossSums:
+        sums = super().__call__(model, batch)
+        found = any((batch.tokens == tokens).all(-1).any() for tokens in self.poisoned)
+        return replace(sums, loss_sum=sums.loss_sum * math.nan) if found else sums
+
+
 def toy_model(seed: int = 0, dropout: float = 0.0) -> torch.nn.Module:
     model = build_llama(ARCHITECTURE, VOCAB, {"bos": 1, "eos": 2, "pad": 3})
     for layer in model.model.layers:
@@ -126,20 +151,39 @@ def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
     model = toy_model(config.seed, config.dropout)
     schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
     optimizer = build_optimizer(model, config.optimizer, 1e-2, config.kernels)
-    loss = NextTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
+    loss = PoisonedRow(config.poisoned_rows, HeadOptions(config.optimizer.follows_entropy, config.kernels))
     return Trainer(model, CountingRows(config.batch_rows), optimizer, schedule, config, stage, loss)
+
+
+def full_disk(seal: Callable[[Snapshot], None], step: int) -> Callable[[Snapshot], None]:
+    """What seals a checkpoint, but for that of a step."""
+
+    def seal_or_fail(snapshot: Snapshot) -> None:
+        if snapshot.step == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(snapshot)
+
+    return seal_or_fail
+
+
+def note_rows(folder: Path, trainer: Trainer) -> None:
+    """One line per step and process: the numbers of the rows that it read."""
+    with open(folder / f"rows_{trainer.machine.rank}.jsonl", "a") as file:
+        file.write(json.dumps({"step": trainer.step, "rows": trainer.rows.read}) + "\n")
 
 
 def main(config: ToyConfig, stage: Stage) -> dict:
     trainer = toy_trainer(config, stage)
+    trainer._store._seal = full_disk(trainer._store._seal, config.full_disk_step)
+    assert not getattr(trainer._gradients._wrapped, "broadcast_buffers", False)
     val = [CountingRows(seed=1).rows(range(8))]
     if not trainer.resume():
         trainer.observe(trainer.validate(val))
     for step, _ in trainer:
-        if step + 1 in config.poisoned_steps:
-            with torch.no_grad():
-                trainer.loss = None
+        note_rows(stage.partial / "log", trainer)
         if trainer.evaluates(step):
+            if os.environ.get(STOPPED) == f"{trainer.machine.rank} {step}":
+                os.kill(os.getpid(), signal.SIGTERM)
             trainer.observe(trainer.validate(val))
             trainer.record("samples", {"text": f"after {step}"})
         trainer.save_if_due()

@@ -140,10 +140,10 @@ def bench_judge(rows: int = 64, in_flight: int = 64, latency_ms: int = 200) -> b
     plain = {"mode": "dpo", "rows": rows, "num_subtopics": 8}
     judged = plain | {"judge": {"min_margin": 0.5}}
     with endpoint(latency_ms) as base_url:
-        settings = config(base_url, in_flight, main_topic="the small world of children", judge=rubric)
+        settings = config(base_url, in_flight, main_topic="the small world of children")
         without, with_judge = (
-            min(run_stage(settings | {"datasets": {"pairs": dataset}}, *FRESH)[0] for _ in range(3))
-            for dataset in (plain, judged)
+            min(run_stage(settings | {"datasets": {"pairs": dataset}} | more, *FRESH)[0] for _ in range(3))
+            for dataset, more in ((plain, {}), (judged, {"judge": rubric}))
         )
     ratio = with_judge / without
     print(

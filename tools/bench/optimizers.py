@@ -1,8 +1,8 @@
 """
 Does Velvet help? Eight optimizers with equal tuning, several seeds, and a rule fixed before the first run.
 
-    python tools/bench/optimizers.py --form cpu              # about ten minutes on two idle cores
-    python tools/bench/optimizers.py --form cpu --arms A F --seeds 2
+    python tools/bench/optimizers.py --form cpu              # 23 minutes of CPU time, shared by the cores
+    python tools/bench/optimizers.py --form cpu --arms A F --seeds 2         # a look, without a verdict
     python tools/bench/optimizers.py --form gpu --data data/mine/packed
 
 It may come out against our own optimizer, and both verdicts are normal exits. Every finished run is in the
@@ -186,7 +186,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/bench/optimizers.py", description=__doc__.splitlines()[1])
     parser.add_argument("--form", choices=sorted(FORMS), default="cpu")
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=sorted(ARMS))
-    parser.add_argument("--seeds", type=int, default=5, help="final runs per arm, at least 2")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="final runs per arm, at least 2; 5 for a verdict"
+    )
     parser.add_argument("--data", default="", help="a folder of stage 40 instead of the built-in text")
     parser.add_argument("--output", default="data/bench/optimizers")
     arguments = parser.parse_args()

@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tools.bench.prepare import versions
 from utils.corpus.shards import read_lines
 from utils.packing.dataset import PackedDataset
 from utils.packing.mixture import Mixture, MixtureSource, read_draws
-from utils.pipeline.environment import host_class
 from utils.pipeline.inputs import Input
 from utils.pipeline.manifest import read_manifest
 from utils.pipeline.workspace import REPOSITORY
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     corpus = prepare([str(path.resolve()) for path in arguments.files])
-    print(f"{corpus.manifest.metrics['train_documents']:,} training documents; {host_class()}")
+    print(f"{corpus.manifest.metrics['train_documents']:,} training documents; {versions()}")
     run_stage("30_train_tokenizer", tokenizer_config())
     claims = [CLAIMS[arguments.only]] if arguments.only else CLAIMS.values()
     held = [claim(corpus, arguments.rounds) for claim in claims]

@@ -15,6 +15,7 @@ from utils.pipeline.config import Section
 DEFAULT_RANKS = {"dense": 16, "fly": 32}
 DEFAULT_ACTIVE_RANKS = 8
 BALANCE_STEP = 1e-3
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class AdapterConfig(Section):
@@ -25,8 +26,8 @@ class AdapterConfig(Section):
     "dense" adds B A x and merges exactly; "fly" adds the part of B A x that the strongest ranks of each token
     carry, over a fixed sparse A.
     """
-    targets: tuple[str, ...] = Field(("gate_proj", "up_proj", "down_proj"), min_length=1)
-    """Last names of the linear layers: any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."""
+    targets: tuple[Target, ...] = Field(("gate_proj", "up_proj", "down_proj"), min_length=1)
+    """Last names of the linear layers; with experts the last three mean the matrices of every expert."""
     rank: int | None = Field(None, ge=1)
     """Rows of A. Left out: 16 for dense, 32 for fly."""
     alpha: float | None = Field(None, gt=0)

@@ -7,6 +7,7 @@ Config parts for what makes an answer good enough: checks, duplicates, the judge
 Shared by stage 10 and by `tools/transform.py`.
 """
 
+import itertools
 import re
 from typing import Literal, Self
 
@@ -17,6 +18,16 @@ from utils.pipeline.config import Runtime, Section
 
 VARIABLES = ("main_topic", "subtopic", "prompt", "count", "exclude", "is_retry", "index")
 """What every template may use; what a step does not have is empty there."""
+VARIANTS: dict[str, tuple[object, ...]] = {
+    "subtopic": ("subtopic", ""),
+    "count": (1, 50),
+    "exclude": (["known"], [], ["known", "more", "most"]),
+    "is_retry": (False, True),
+    "index": (0, 1),
+    "other_response": ("other", ""),
+    "with_reasons": (False, True),
+}
+"""Values that decide what a template says in another step or a later call, tried in every combination."""
 JUDGE_VARIABLES = (*VARIABLES, "response", "other_response", "criteria", "with_reasons")
 """What the judge's template may use besides; `other_response` is "" unless two answers are compared."""
 Threshold = float | Literal["off"]
@@ -94,7 +105,10 @@ class DuplicatesSpec(Section):
     rows: float = Field(default=0.9, gt=0, le=1)
     """For rows: the text in mode `text`, else the prompt together with its answers."""
     exclude_file: Runtime[str] = ""
-    """File with texts, one per line, that no subtopic and no prompt may repeat; enters the key by content."""
+    """
+    File with texts, one per line, that no subtopic, no prompt and no text of mode `text` may repeat; answers
+    to prompts are not compared. Enters the key by content.
+    """
 
 
 class Criterion(Section):
@@ -132,7 +146,7 @@ class JudgeSpec(Section):
     with_reasons: bool = False
     """Ask for a sentence of reasons before the scores; costs tokens, often scores better."""
     num_judges: int = Field(default=1, ge=1, le=15)
-    """Scoring calls for each answer; the median of each criterion counts."""
+    """Opinions of each answer, whose median counts by criterion, and of each pair that is compared."""
     on_judge_error: Literal["retry_then_drop", "keep_unscored", "fail"] = "retry_then_drop"
     """What becomes of a row whose scores cannot be had; mo_dpo rows are never kept unscored."""
 
@@ -166,7 +180,10 @@ class FilterSpec(Section):
     min_margin: Threshold = "off"
     """Lowest margin."""
     pairwise: bool = False
-    """Also ask twice, with the order swapped, which answer is better; keep a pair if both name chosen."""
+    """
+    Also ask each judge twice, with the order swapped, which answer is better; keep a pair if more than half
+    of the judges name the chosen one both times.
+    """
 
     @property
     def active(self) -> bool:
@@ -191,7 +208,10 @@ def check_filter(where: str, filter: FilterSpec, judge: JudgeSpec, has_rejected:
 
 
 def check_template(where: str, text: str, variables: tuple[str, ...], limits: LimitsSpec) -> None:
-    """Refuse now what would fail at the first request; jinja2 is loaded only by configs with templates."""
+    """
+    Refuse now what would fail at some request; jinja2 is loaded only by configs with templates. A branch that
+    hangs on what a model says is not tried.
+    """
     from jinja2 import StrictUndefined, TemplateError, meta
     from jinja2.sandbox import SandboxedEnvironment
 
@@ -199,12 +219,20 @@ def check_template(where: str, text: str, variables: tuple[str, ...], limits: Li
     environment = SandboxedEnvironment(undefined=StrictUndefined)
     try:
         used = meta.find_undeclared_variables(environment.parse(text))
-        if unknown := sorted(used - set(variables)):
-            known = ", ".join(variables)
-            raise ValueError(f'{where}: there is no variable "{unknown[0]}" (there are: {known})')
-        environment.from_string(text).render(sample_variables())
-    except (TemplateError, TypeError, AttributeError) as error:
+        template = environment.from_string(text)
+    except TemplateError as error:
         raise ValueError(f"{where}: {error}") from None
+    if unknown := sorted(used - set(variables)):
+        known = ", ".join(variables)
+        raise ValueError(f'{where}: there is no variable "{unknown[0]}" (there are: {known})')
+    varied = sorted(used & VARIANTS.keys())
+    for values in itertools.product(*(VARIANTS[name] for name in varied)):
+        chosen = dict(zip(varied, values, strict=True))
+        try:
+            template.render(sample_variables() | chosen)
+        except Exception as error:  # a template is a program of the user's: anything may go wrong in it
+            when = ", ".join(f"{name} = {value!r}" for name, value in chosen.items())
+            raise ValueError(f"{where}: {error}" + (f" (with {when})" if when else "")) from None
 
 
 def variables_of(template: TemplateSpec) -> set[str]:

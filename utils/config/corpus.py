@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from utils.config.corpus_sources import AnySource
+from utils.config.corpus_sources import SUPPORTED, AnySource
 from utils.config.installed import installed_code
 from utils.config.shared import ExecutorConfig
 from utils.pipeline.config import InputFolder, OutputFolder, Runtime, Section, StageConfig
@@ -70,7 +70,7 @@ class LanguageConfig(Section):
     keep: list[str] = []
     """
     ISO 639 codes, such as "en"; [] keeps all and identifies none. The rule `stop_words`, which is about
-    English, is asked only where "en" alone is kept.
+    English, is asked only where "en" is kept, and beside other languages only of texts in English.
     """
     min_confidence: float = Field(default=0.65, ge=0, le=1)
     """Least mean probability over the windows."""
@@ -194,6 +194,21 @@ class CorpusConfig(StageConfig):
             raise ValueError('budget.count "tokenizer" and inputs.tokenizer need each other')
         return self
 
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> "CorpusConfig":
+        if self.inputs.generated and not any(source.kind == "generated" for source in self.sources):
+            raise ValueError('no source is of kind "generated": leave "inputs.generated" out')
+        for name, switch, keys in (
+            ("budget", "tokens", ("on_shortfall",)),
+            ("language", "keep", ("min_confidence", "on_unknown")),
+            ("deduplicate", "near", ("ngram_words", "similarity", "bands", "rows", "seed")),
+        ):
+            section = getattr(self, name)
+            unread = [key for key in keys if key in section.model_fields_set]
+            if unread and not getattr(section, switch):
+                raise ValueError(f"{name}.{unread[0]} is not read without {name}.{switch}; leave it out")
+        return self
+
     @classmethod
     def only_adds(cls, before: Mapping, after: Mapping) -> bool:
         """Whether the rows that were read under `before` are those of `after`."""
@@ -207,7 +222,7 @@ class CorpusConfig(StageConfig):
         external = []
         for source in self.sources:
             if source.kind == "local":
-                external.append(ExternalSource.local(source.name, source.paths, workspace))
+                external.append(ExternalSource.local(source.name, source.paths, workspace, SUPPORTED))
             if source.kind == "hub":
                 request = (source.id, source.subset, source.split, source.revision)
                 external.append(ExternalSource.of_dataset(source.name, *request))
@@ -216,7 +231,7 @@ class CorpusConfig(StageConfig):
                 label = ", ".join(source.packages) or "all"
                 external.append(ExternalSource.of_parts(source.name, "docstrings", label, parts))
         for one in self.decontaminate.against:
-            external.append(ExternalSource.evaluation_set(one.name, one.paths, workspace))
+            external.append(ExternalSource.evaluation_set(one.name, one.paths, workspace, SUPPORTED))
         return external
 
 

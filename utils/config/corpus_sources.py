@@ -12,6 +12,8 @@ from pydantic import Field, field_validator
 
 from utils.pipeline.config import Section
 
+SUPPORTED = "jsonl, json, csv, parquet, txt, md; plain, .gz or .zst"
+"""Files that stage 20 reads, told by their suffixes."""
 Preset = Literal["web", "prose", "short"]
 RuleName = Literal[
     "too_few_words", "too_many_words", "word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines",

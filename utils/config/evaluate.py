@@ -72,6 +72,8 @@ class EvaluateConfig(StageConfig):
 
     stage: ClassVar[str] = "100_evaluate"
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
+    # not the test rows of sft_data and preference_data: those are made with the corpus's own tokenizer, so no
+    # corpus can be made against them
     held_out_sources: ClassVar[tuple[str, ...]] = ("texts",)
 
     inputs: EvaluateInputs

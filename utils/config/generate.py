@@ -154,7 +154,7 @@ class GenerateConfig(StageConfig):
     """Stage 10."""
 
     stage: ClassVar[str] = "10_generate"
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "stochastic"
     keeps_partial: ClassVar[bool] = True
     carried: ClassVar[str] = "log/journal.jsonl"
@@ -195,7 +195,11 @@ class GenerateConfig(StageConfig):
 
     def template(self, dataset: str, step: str) -> TemplateSpec:
         """The template of a dataset's step: subtopics, prompts, chosen, rejected."""
-        return self.templates[self._template_name(self.datasets[dataset], step)]
+        return self.templates[self.template_name(dataset, step)]
+
+    def template_name(self, dataset: str, step: str) -> str:
+        """The key of that template in `templates`."""
+        return self._template_name(self.datasets[dataset], step)
 
     def _template_name(self, spec: DatasetSpec, step: str) -> str:
         return getattr(spec.templates, step) or built_in_name(step, spec.mode)
@@ -217,10 +221,17 @@ class GenerateConfig(StageConfig):
     @property
     def used_models(self) -> dict[str, ModelSpec]:
         """The models that some dataset calls."""
-        names = {spec.main_model for spec in self.datasets.values()}
-        names |= {spec.rejected_model for spec in self.datasets.values() if spec.has_rejected}
-        names |= {self.judge.model} if self.judged else set()
+        names = set().union(*map(self._models_of, self.datasets.values()))
         return {name: model for name, model in self.models.items() if name in names}
+
+    def in_flight_of(self, dataset: str) -> int:
+        """Calls that the providers of a dataset's models take at the same time, all together."""
+        used = {self.models[name].provider for name in self._models_of(self.datasets[dataset])}
+        return sum(self.providers[name].max_in_flight for name in used)
+
+    def _models_of(self, spec: DatasetSpec) -> set[str]:
+        rejected = {spec.rejected_model} if spec.has_rejected else set()
+        return {spec.main_model} | rejected | ({self.judge.model} if spec.judged else set())
 
     @property
     def compares(self) -> bool:
@@ -264,6 +275,9 @@ class GenerateConfig(StageConfig):
             where = f"datasets.{name}"
             within(f"{where}.rows", spec.num_rows, self.limits.max_rows, "max_rows")
             within(f"{where}.num_subtopics", spec.num_subtopics, self.limits.max_subtopics, "max_subtopics")
+            if "subtopics" in self._steps(spec):
+                derived = f"{where}.num_subtopics (one for {ROWS_PER_SUBTOPIC} rows unless given)"
+                within(derived, spec.subtopics_for(0), self.limits.max_subtopics, "max_subtopics")
             must_exist(f"{where}.main_model", spec.main_model, self.models, "model")
             if spec.has_rejected:
                 must_exist(f"{where}.rejected_model", spec.rejected_model, self.models, "model")
@@ -277,6 +291,8 @@ class GenerateConfig(StageConfig):
     @model_validator(mode="after")
     def _judge_fits(self) -> Self:
         if not self.judged:
+            if self.judge != JudgeSpec():
+                raise ValueError("judge: no dataset is judged; give one a threshold, or leave this out")
             return self
         if not self.judge.criteria:
             raise ValueError("judge.criteria: say what the judge scores")
@@ -299,7 +315,10 @@ class GenerateConfig(StageConfig):
             self._template_name(spec, step) for spec in self.datasets.values() for step in self._steps(spec)
         }
         judging = {self.judge.template, *([self.judge.pair_template] if self.compares else [])}
-        for name in sorted(used | (judging if self.judged else set())):
+        used |= judging if self.judged else set()
+        if unread := sorted(set(self.templates) - used):
+            raise ValueError(f"templates.{unread[0]}: no dataset uses it")
+        for name in sorted(used):
             self.templates.setdefault(name, BUILT_IN.get(name))
         for name, template in self.templates.items():
             variables = JUDGE_VARIABLES if name in judging else VARIABLES

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from utils.config.sft import LoRAConfig, TuningData, TuningRun
+from utils.config.training import refuse_twice
 from utils.pipeline.config import InputFolder, Section
 
 AUTO_LEARNING_RATES = {"full": 5e-7, "lora": 5e-6}
@@ -26,6 +27,11 @@ class PreferencesInputs(Section):
     """Checkpoint that the adapter in `model` was trained on; "" when `model` holds full weights."""
     data: list[TuningData] = Field(min_length=1)
     """Datasets of stage 80, mixed by weight."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        refuse_twice([entry.path for entry in self.data])
+        return self
 
 
 class PreferencesConfig(TuningRun):

@@ -10,10 +10,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils.config.training import TrainingConfig
+from utils.config.training import TrainingConfig, refuse_twice
 from utils.pipeline.config import InputFolder, Neutral, Runtime, Section, source_file
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
+
+PROMPTS = [
+    "Once upon a time",
+    "The most important thing is",
+    "She opened the door and",
+    "A good way to learn is",
+    "It was",
+]
 
 
 class PackedInput(Section):
@@ -37,7 +45,10 @@ class RawInput(Section):
     weight: float = Field(1.0, gt=0)
     """Share of the rows relative to the other entries."""
     chunk_mebibytes: Runtime[int] = Field(1, ge=1)
-    """How much of a file is read at once, at each of up to 64 places."""
+    """
+    How much of a file is read at once, at each of up to 64 places: 64 MiB in all. Larger pieces were not
+    faster.
+    """
 
 
 class PretrainInputs(Section):
@@ -54,6 +65,11 @@ class PretrainInputs(Section):
     def _one_kind(self) -> Self:
         if bool(self.data) == bool(self.raw):
             raise ValueError('name either "data" (packed by stage 40) or "raw" (text files)')
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        refuse_twice([entry.path for entry in self.data])
         return self
 
 
@@ -83,13 +99,16 @@ class PretrainConfig(TrainingConfig):
     budget: BudgetConfig = BudgetConfig()
     """Length of the run; a continued one counts from its own start."""
     parameter_dtype: Annotated[Literal["fp32", "bf16"], Neutral("fp32")] = "fp32"
-    """Dtype of the stored weights; "bf16" has fp32 masters in the optimizer, which must be velvet."""
+    """
+    Dtype of the stored weights; "bf16" has fp32 masters in the optimizer, which must be velvet, and runs in a
+    single process: several would exchange their gradients in bf16.
+    """
     eval_max_tokens: int = Field(65_536, ge=1)
     """Validation tokens per dataset and evaluation, spread evenly over the validation split."""
-    prompts: list[str] = ["Once upon a time"]
+    prompts: list[str] = PROMPTS
     """Texts continued after each evaluation, greedily, into samples.jsonl."""
-    sample_temperature: Annotated[float, Neutral(0.0)] = Field(0.0, ge=0)
-    """Temperature of a second, seeded continuation of each prompt (0.8 is usual); 0 writes none."""
+    sample_temperature: Annotated[float, Neutral(0.0)] = Field(0.8, ge=0)
+    """Temperature of a second, seeded continuation of each prompt; 0 writes none."""
     sample_tokens: int = Field(48, ge=1)
     """Tokens per sample."""
 

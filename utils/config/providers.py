@@ -32,9 +32,14 @@ BODY_FIELDS = (
     "stream_options",
     "n",
     "max_tokens",
+    "max_completion_tokens",
     "temperature",
     "top_p",
+    "top_k",
+    "min_p",
     "seed",
+    "stop",
+    "response_format",
 )
 """Fields of a request that have a key of their own, so `extra_body` may not set them."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from utils.config.adapter import AdapterConfig
-from utils.config.training import TrainingConfig
+from utils.config.training import TrainingConfig, refuse_twice
 from utils.pipeline.config import InputFolder, Neutral, Section
 
 AUTO_LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "adapter": 2e-4}
@@ -69,6 +69,11 @@ class SFTInputs(Section):
     """Checkpoint of stage 50."""
     data: list[TuningData] = Field(min_length=1)
     """Datasets of stage 60, mixed by weight."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        refuse_twice([entry.path for entry in self.data])
+        return self
 
 
 class TuningRun(TrainingConfig):

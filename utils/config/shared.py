@@ -32,4 +32,6 @@ class ExecutorConfig(Section):
             raise ValueError('kind "dask" needs the address of its scheduler, and no other kind has one')
         if self.address and not re.fullmatch(r"\w+://.+:\d+", self.address):
             raise ValueError(f'"{self.address}" is no address such as "tcp://10.0.0.1:8786"')
+        if self.kind != "local" and "workers" in self.model_fields_set:
+            raise ValueError(f'"workers" is read by kind "local" only; leave it out with kind "{self.kind}"')
         return self

@@ -18,6 +18,7 @@ from utils.pipeline.workspace import Workspace
 
 SOURCE = "tokenizer"
 LEAST_PIECES = 300
+TRAINING_ONLY = ("recipe", "allow_no_gguf", "sample_mebibytes", "seed")
 
 
 class TokenizerInputs(Section):
@@ -100,6 +101,8 @@ class TokenizerConfig(StageConfig):
                 raise ValueError('mode "adopt" needs "source": {"id", "revision"} or {"path"}')
             if self.vocab_size:
                 raise ValueError('"vocab_size" is the adopted tokenizer\'s own in mode "adopt"; leave it out')
+            if unread := [name for name in TRAINING_ONLY if name in self.model_fields_set]:
+                raise ValueError(f'"{unread[0]}" is read by mode "train" only; leave it out')
             return self
         if named:
             raise ValueError('"source" needs mode "adopt"')

@@ -10,6 +10,8 @@ they are saved.
 """
 
 import math
+import os
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -137,12 +139,20 @@ class ScheduleConfig(Section):
         return value
 
 
+def refuse_twice(paths: Sequence[str]) -> None:
+    """ValueError for a dataset that a mixture names more than once: its weight is what says how often."""
+    places = [os.path.normpath(path) for path in paths]
+    if twice := next((place for place in places if places.count(place) > 1), ""):
+        raise ValueError(f"{twice} is named twice; name it once, with the sum of the weights")
+
+
 class TrainingConfig(StageConfig):
     """The part of a training stage's config that the shared loop reads."""
 
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
     keeps_partial: ClassVar[bool] = True
+    work: ClassVar[str] = "checkpoints/step_*"
 
     seed: int = Field(0, ge=0)
     """Seed of initial weights, row order and dropout."""
@@ -155,7 +165,10 @@ class TrainingConfig(StageConfig):
     micro_batch_rows: Runtime[int | Literal["auto"]] = "auto"
     """Rows per forward pass and process; must divide the rows of a process. "auto" tries what fits."""
     document_attention: Annotated[Literal["isolated", "full"], Neutral("isolated")] = "isolated"
-    """Whether a token sees only its own document ("isolated") or everything before it in its row ("full")."""
+    """
+    Whether a token sees only its own document ("isolated") or everything before it in its row ("full") while
+    it is trained on; validation isolates documents either way.
+    """
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """
     Arithmetic of the forward pass; parameters, gradients and moments are fp32. "auto" is bf16 where the
@@ -175,7 +188,10 @@ class TrainingConfig(StageConfig):
     torch.
     """
     cpu_threads: Runtime[int | Literal["auto"]] = "auto"
-    """Threads per process; "auto" shares the usable cores among the processes of this machine."""
+    """
+    Threads per process; "auto" is the faster of one and this process's share of the usable cores, found once
+    and kept with the run. The last bits depend on it: give a number where runs have to be equal to the byte.
+    """
     eval_every_steps: int | Literal["auto"] = "auto"
     """Optimizer steps between evaluations; "auto" is a twentieth of the run."""
     early_stopping_patience_evals: Annotated[int, Neutral(0)] = Field(0, ge=0)

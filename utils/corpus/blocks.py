@@ -2,7 +2,8 @@
 The work on one block: rows -> documents, cleaned, judged and sketched. A pure function that runs in a worker.
 
 A row that is not kept becomes a removed document with exactly one reason: one of reading (rows.py), `empty`,
-`pii:<kind>`, the quality rule that it broke first, `language:<code>`, or `contaminated:<set>`.
+`pii:<kind>`, the quality rule that it broke first, `language:<code>`, or `contaminated:<set>`. A rule about
+one language waits for the language of the text where others are kept beside it.
 
     >>> result = process_block(settings, block)
     >>> len(result.kept) + len(result.removed) == len(block.rows)
@@ -145,6 +146,7 @@ def _process_rows(settings: BlockSettings, kind: Kind, rows: Sequence[bytes]) ->
     """The outcome of every row, up to its sketch."""
     tried: list[_Draft | Rejected] = [_tried(_draft, settings, kind, raw) for raw in rows]
     tried = list(_in_language(settings.language, tried))
+    tried = [_tried(_as_its_language_wants, settings, found) for found in tried]
     if settings.evaluation_sets:
         tried = [_tried(_uncontaminated, settings, found) for found in tried]
     _count_tokens(settings.tokenizer, [found for found in tried if isinstance(found, _Draft)])
@@ -178,15 +180,21 @@ def _draft(settings: BlockSettings, kind: Kind, raw: bytes) -> _Draft:
         raise Rejected(f"pii:{kinds[0]}", clean(row.text), measured=found[kinds[0]], threshold=0)
     if not text.strip():
         raise Rejected("empty", text)
-    broken, view, dropped_lines = judge(text, settings.rules)
-    if broken:
-        raise Rejected(broken.rule, view.text, measured=broken.measured, threshold=broken.threshold)
+    view, dropped_lines = _judged(text, settings.rules, language="")
     if not view.text:
         raise Rejected("empty", text)
     changes = Counter({f"mask:{kind}": count for kind, count in found.items()})
     if dropped_lines:
         changes["line_rules"] = dropped_lines
     return _Draft(row, view, changes)
+
+
+def _judged(text: str, rules: Sequence[Rule], language: str) -> tuple[TextView, int]:
+    """What the rules for texts of a language ("" = any) leave of a text, and how many lines they dropped."""
+    broken, view, dropped_lines = judge(text, [rule for rule in rules if rule.language == language])
+    if broken:
+        raise Rejected(broken.rule, view.text, measured=broken.measured, threshold=broken.threshold)
+    return view, dropped_lines
 
 
 def _in_language(
@@ -203,6 +211,13 @@ def _in_language(
         found.language = language
         numbers = {"measured": confidence, "threshold": settings.min_confidence}
         yield found if keep else Rejected(f"language:{language}", found.view.text, **numbers)
+
+
+def _as_its_language_wants(settings: BlockSettings, draft: _Draft) -> _Draft:
+    """Reject what breaks a rule for texts of its language."""
+    if draft.language and any(rule.language == draft.language for rule in settings.rules):
+        _judged(draft.view.text, settings.rules, draft.language)
+    return draft
 
 
 def _uncontaminated(settings: BlockSettings, draft: _Draft) -> _Draft:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distributed import Client
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, Scheduler
 
 from utils.corpus.executor import Workers
 from utils.pipeline.environment import code_modules
@@ -44,12 +44,22 @@ class DaskWorkers(Workers):
         self._client = _connect(address)
         try:
             check_workers(self._client.run(shaping_versions, on_error="return"), self._expected)
+            self._prepare_scheduler()
         except BaseException:
             self._client.close()
             raise
         self.look_ahead = 2 * sum(self._client.nthreads().values())
         self._executor = self._client.get_executor(pure=False)
         self._seen_workers = self._looked = time.monotonic()
+
+    def _prepare_scheduler(self) -> None:
+        try:
+            self._client.run_on_scheduler(_one_death_per_task)
+        except ImportError as error:
+            raise StageError(
+                f"the Dask scheduler at {self._address} cannot run this code: {error}",
+                fix="start it in the repository: PYTHONPATH=. dask scheduler",
+            ) from None
 
     def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
         with warnings.catch_warnings():
@@ -94,6 +104,14 @@ def _connect(address: str) -> Client:
             fix="start `dask scheduler` and `dask worker`, or correct executor.address",
         ) from None
     return client
+
+
+def _one_death_per_task(dask_scheduler: Scheduler) -> None:
+    """
+    A task whose worker died comes back at once, and ordered_map tries it again, alone. Dask's own way, three
+    more workers, would cost a small cluster all that it has. It stays so until the scheduler ends.
+    """
+    dask_scheduler.allowed_failures = 0
 
 
 @lru_cache(maxsize=1)

@@ -92,15 +92,18 @@ def ordered_map(
     """
     Yield function(item) in item order, at most `in_flight` items ahead (0 = two per worker).
 
-    An exception of a task is raised here. A task whose worker died is tried once more, alone; a second death
-    is a StageError that names the item. Once `stop()` is true nothing is submitted any more, what is done is
-    still yielded, and the iteration ends.
+    An exception of a task is raised here, one of `items` after the results of the items before it. A task
+    whose worker died is tried once more, alone; a second death is a StageError that names the item. Once
+    `stop()` is true nothing is submitted any more, what is done is still yielded, and the iteration ends.
     """
     waiting: deque[_Task[Item]] = deque()
-    remaining = iter(items)
+    remaining, failure = iter(items), None
     try:
         while True:
-            _fill(waiting, executor, function, remaining, in_flight or executor.look_ahead, stop)
+            ahead = in_flight or executor.look_ahead
+            failure = failure or _fill(waiting, executor, function, remaining, ahead, stop)
+            if failure and not waiting:
+                raise failure
             if not waiting or not _ready(executor, waiting[0].future, stop):
                 return
             if executor.died(_error(waiting[0].future)) and not waiting[0].died_alone:
@@ -122,13 +125,17 @@ def _fill(
     remaining: Iterator[Item],
     in_flight: int,
     stop: Callable[[], bool],
-) -> None:
+) -> Exception | None:
+    """Submit items until enough of them wait; returns the exception with which the items ended, if any."""
     while len(waiting) < in_flight and not stop():
-        for item in remaining:
-            waiting.append(_Task(item, executor.submit(function, item)))
-            break
-        else:
-            return
+        try:
+            item = next(remaining)
+        except StopIteration:
+            return None
+        except Exception as error:
+            return error
+        waiting.append(_Task(item, executor.submit(function, item)))
+    return None
 
 
 def _ready(executor: Workers, future: Future, stop: Callable[[], bool]) -> bool:

@@ -7,7 +7,6 @@ Intake: a source of the config -> the settings of its blocks, and the blocks the
     ...     process_block(settings, block)
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,18 +14,19 @@ from functools import partial
 from glob import glob
 
 from utils.config.corpus import CorpusConfig, EvaluationSet
-from utils.config.corpus_sources import AnySource
+from utils.config.corpus_sources import SUPPORTED, AnySource
 from utils.corpus.blocks import BlockSettings, Tokenizer
 from utils.corpus.clean import clean
 from utils.corpus.decontaminate import IndexReference, SetCounts, build_index
 from utils.corpus.dedup import permutations
 from utils.corpus.docstrings import installed_files
-from utils.corpus.fields import Mapping, checked, field_of, mapping_of, required_fields
+from utils.corpus.evaluation import texts_of_set
+from utils.corpus.fields import Mapping, checked, mapping_of, required_fields
 from utils.corpus.hub import HubDataset, hub_blocks
 from utils.corpus.language import LanguageSettings
 from utils.corpus.pii import MaskSettings, mask
 from utils.corpus.quality import resolve_rules
-from utils.corpus.readers import SUPPORTED, SourceFile, format_of
+from utils.corpus.readers import SourceFile, format_of
 from utils.corpus.sources import Cursor, RawBlock, ReadSettings, read_blocks
 from utils.pipeline.errors import ConfigError, DataError
 from utils.pipeline.stage import Stage
@@ -126,22 +126,8 @@ class Intake:
     def _texts(self, evaluation: EvaluationSet) -> Iterator[str]:
         """The texts of an evaluation set, cleaned and masked as documents are, so that both read alike."""
         files = _local_files(f"evaluation.{evaluation.name}", evaluation.paths, self._stage)
-        for block in read_blocks(evaluation.name, files, ReadSettings(), Cursor()):
-            fields = evaluation.fields if block.kind == "json" else ["text"]
-            for line in block.rows:
-                for text in texts_of(line, fields):
-                    yield mask(clean(text), self._masks).text
-
-
-def texts_of(line: bytes, fields: list[str]) -> Iterator[str]:
-    """Yield the texts in these fields of a row, lists of texts item by item; what is no text has none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return
-    for name in fields if isinstance(row, dict) else []:
-        value = field_of(row, name)
-        yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
+        for text in texts_of_set(evaluation.name, evaluation.fields, files):
+            yield mask(clean(text), self._masks).text
 
 
 def _local_files(name: str, patterns: list[str], stage: Stage) -> list[SourceFile]:

@@ -63,12 +63,14 @@ class Broken(NamedTuple):
 @dataclass(frozen=True)
 class Rule:
     """
-    A rule with the closed interval in which its measure must lie, and the shortest text it is applied to.
+    A rule with the closed interval in which its measure must lie, the shortest text it is applied to, and the
+    language of which alone a text is asked it ("" = any).
     """
 
     name: str
     limits: Limits
     from_words: int
+    language: str = ""
 
 
 class Judgement(NamedTuple):
@@ -85,17 +87,21 @@ def resolve_rules(
     """
     Return the active rules in the order in which they are tried.
 
-    The stop words are English: unless overridden, that rule holds only where nothing but English is kept.
+    The stop words are English: unless overridden, that rule holds only where English is kept, and where other
+    languages are kept too, for texts in English only.
     """
-    thresholds = dict(PRESETS[preset])
-    if list(languages) != ["en"]:
+    thresholds, language_of = dict(PRESETS[preset]), {}
+    if "en" not in languages:
         thresholds["stop_words"] = OFF
+    elif len(set(languages)) > 1 and "stop_words" not in overrides:
+        language_of["stop_words"] = "en"
     thresholds |= overrides
     rules = []
     for name in RULE_NAMES:
         if thresholds[name] != OFF:
             from_words = NGRAM_RULES_FROM_WORDS[preset] if name.endswith("gram") else 0
-            rules.append(Rule(name, _limits(name, thresholds[name]), from_words))
+            limits = _limits(name, thresholds[name])
+            rules.append(Rule(name, limits, from_words, language_of.get(name, "")))
     return rules
 
 

@@ -26,12 +26,12 @@ from typing import BinaryIO
 
 import zstandard
 
+from utils.config.corpus_sources import SUPPORTED
 from utils.pipeline.errors import ConfigError, DataError
 from utils.pipeline.zstd_stream import ZstdStream
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "txt", "md")
 CODECS = ("gz", "zst")
-SUPPORTED = "jsonl, json, csv, parquet, txt, md; plain, .gz or .zst"
 MAX_JSON_BYTES = 512 << 20
 SURPLUS = b"more fields than the header: "  # how a csv row that has them reaches the worker
 _BOM = b"\xef\xbb\xbf"

@@ -41,7 +41,7 @@ def read_row(mapping: Mapping, kind: Kind, raw: bytes) -> Row:
     """Return what a row says. Rejected with the reason when it has no text."""
     if kind == "python":
         return Row(_docstrings(raw))
-    row = _parse(raw)
+    row = parse_row(raw)
     mapping = mapping if kind == "json" else Mapping()
     values = [value for value in (field_of(row, name) for name in mapping.text) if value is not None]
     if not values:
@@ -65,7 +65,8 @@ def _meta(mapping: Mapping, row: dict) -> dict:
     return kept
 
 
-def _parse(raw: bytes) -> dict:
+def parse_row(raw: bytes) -> dict:
+    """Return a row as it stands. Rejected when it is no JSON object of whole characters."""
     if raw.startswith(SURPLUS):
         raise Rejected("bad_csv", _shown(raw))
     try:

@@ -151,7 +151,7 @@ class ChatClient:
 
     def _checked(self, reply: Reply, model: ModelSpec, num_body_bytes: int) -> Reply | Failure:
         """The reply with token counts, unless it tells the key, which must never be written down."""
-        if self.key.told_by(reply.content) or self.key.told_by(reply.reasoning):
+        if self.key.told_by(*reply.texts):
             return Failure("key_in_reply", "the answer holds the key", retry=False, status=200)
         if reply.tokens:
             return reply

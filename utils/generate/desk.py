@@ -41,10 +41,11 @@ class Desk:
 def open_desks(config: GenerateConfig, given: Given, journal: Journal, history: History) -> dict[str, Desk]:
     """A desk for each dataset, with everything that the journal knows; empties `history.sketches`."""
     desks = {}
-    for name in config.datasets:
+    for name, spec in config.datasets.items():
         known = {}
         for level in LEVELS:
-            excluded = [] if level == "rows" else given.excluded
+            is_answer_with_prompt = level == "rows" and spec.mode != "text"  # no line of a file is like those
+            excluded = [] if is_answer_with_prompt else given.excluded
             known[level] = known_from(getattr(config.duplicates, level), excluded)
             if sketches := history.sketches.pop((name, level), None):
                 known[level].load(sketches.keys, bytes(sketches.signatures))

@@ -217,7 +217,7 @@ def _judge_parts(config: GenerateConfig, name: str, spec: DatasetSpec, rows: int
     yield Part(name, "judge", judge.model, rows * answers * judge.num_judges, asked, said)
     if spec.judge.pairwise:
         asked = _template_tokens(config.templates[judge.pair_template]) + 2 * seen
-        yield Part(name, "judge_pair", judge.model, 2 * rows, asked, SCORE_TOKENS)
+        yield Part(name, "judge_pair", judge.model, 2 * rows * judge.num_judges, asked, SCORE_TOKENS)
 
 
 def _answer_tokens(model: ModelSpec) -> int:

@@ -1,9 +1,9 @@
 """
 The judge of one dataset: scores by the user's rubric, and whether a row may stay.
 
-Both answers of a pair are scored at the same time, by as many judges as the rubric wants; once one answer
-decides the matter, nothing more is asked about the other. What is said of a row depends on the replies alone,
-never on which came first.
+Answers are scored by as many judges as the rubric wants, both of a pair at the same time; but where one of
+them can decide the matter (`min_chosen`, `max_rejected`) it goes first, and the other is asked about only if
+it must be. What is said of a row depends on the replies alone, never on which came first.
 
     judge = Judge(config.judge, config.templates, calls.ask, "pairs", "dpo")
     judgement = await judge.judge_row(variables, "Four.", "Five.", FilterSpec(min_margin=1.0))
@@ -11,6 +11,7 @@ never on which came first.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from utils.config.answers import FilterSpec, JudgeSpec, TemplateSpec
 from utils.generate.errors import Draining
-from utils.generate.judge_calls import Ask, Fault, JudgeCalls, Ticket, comparing, scoring
+from utils.generate.judge_calls import Ask, Fault, JudgeCalls, comparing, scoring
 from utils.pipeline.errors import StageError
 
 Scores = dict[str, float]
@@ -74,32 +75,32 @@ class Judge:
     async def _sides(
         self, variables: Mapping[str, object], chosen: str, rejected: str | None, filter: FilterSpec
     ) -> list[Side]:
-        """Both sides at the same time. What one of them decides must be what `_by_scores` looks at first."""
+        """The side that may decide comes first; what it decides must be what `_by_scores` looks at first."""
         both = self._must_score or filter.min_margin != "off"
-        first, second = Ticket(), Ticket()
+        needs_chosen = both or filter.min_chosen != "off"
+        needs_rejected = both or filter.max_rejected != "off"
 
         async def chosen_side() -> Side:
-            said = await self._scores(variables, chosen, first)
-            second.wanted = not self._is_low(said, filter)
-            return said
+            return await self._scores(variables, chosen) if needs_chosen else None
 
-        async def rejected_side(response: str) -> Side:
-            said = await self._scores(variables, response, second)
-            first.wanted = filter.min_chosen != "off" or not self._is_high(said, filter)
-            return said
+        async def rejected_side() -> Side:
+            if rejected is None or not needs_rejected:
+                return None
+            return await self._scores(variables, rejected)
 
-        needs_chosen = both or filter.min_chosen != "off"
-        needs_rejected = rejected is not None and (both or filter.max_rejected != "off")
-        return await _all(
-            chosen_side() if needs_chosen else _nothing(),
-            rejected_side(rejected) if rejected is not None and needs_rejected else _nothing(),
-        )
+        if filter.min_chosen != "off":
+            first = await chosen_side()
+            return [first, None if self._is_low(first, filter) else await rejected_side()]
+        if filter.max_rejected != "off":
+            second = await rejected_side()
+            return [None if self._is_high(second, filter) else await chosen_side(), second]
+        return await _all(chosen_side(), rejected_side())
 
-    async def _scores(self, variables: Mapping[str, object], response: str, ticket: Ticket) -> Scores | Fault:
+    async def _scores(self, variables: Mapping[str, object], response: str) -> Scores | Fault:
         """The median of every criterion over all judges, each of which must have an opinion."""
         question = scoring(self._spec, self._templates[self._spec.template], variables, response)
         judges = range(self._spec.num_judges)
-        said = await _all(*(self._calls.answer(question, number, ticket) for number in judges))
+        said = await _all(*(self._calls.answer(question, number) for number in judges))
         if faults := [opinion for opinion in said if isinstance(opinion, Fault)]:
             return faults[0]
         return {name: median(opinion[name] for opinion in said) for name in said[0]}
@@ -137,16 +138,22 @@ class Judge:
     async def _by_comparison(
         self, judgement: Judgement, variables: Mapping[str, object], chosen: str, rejected: str
     ) -> Judgement:
-        """Asked in both orders: a judge that likes the first place best names two different answers."""
+        """
+        Every judge is asked in both orders: one that likes the first place best names two different answers.
+        What more than half of them say in both orders counts.
+        """
         template = self._templates[self._spec.pair_template]
         pairs = ((chosen, rejected), (rejected, chosen))
         questions = [comparing(self._spec, template, variables, *pair) for pair in pairs]
-        said = await _all(*(self._calls.answer(question, 0, Ticket()) for question in questions))
+        judges = range(self._spec.num_judges)
+        asked = [self._calls.answer(question, number) for number in judges for question in questions]
+        said = await _all(*asked)
         if faults := [opinion for opinion in said if isinstance(opinion, Fault)]:
             return self._without(faults[0], judgement, variables)
-        if said == ["A", "B"]:
+        votes = Counter(zip(said[::2], said[1::2], strict=True))
+        if 2 * votes["A", "B"] > len(judges):
             return judgement
-        reason = "rejected_preferred" if said == ["B", "A"] else "judges_disagree"
+        reason = "rejected_preferred" if 2 * votes["B", "A"] > len(judges) else "judges_disagree"
         return replace(judgement, verdict="drop", reason=reason)
 
     def _without(self, fault: Fault, judgement: Judgement, variables: Mapping[str, object]) -> Judgement:
@@ -159,10 +166,6 @@ class Judge:
             )
         is_kept = self._spec.on_judge_error == "keep_unscored" and not self._must_score
         return replace(judgement, verdict="unscored" if is_kept else "drop", reason="judge_error")
-
-
-async def _nothing() -> None:
-    return None
 
 
 async def _all(*asked: Coroutine[Any, Any, Any]) -> list[Any]:

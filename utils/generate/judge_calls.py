@@ -2,7 +2,7 @@
 One judge, asked until its reply can be read: again with the error shown, then (if the config says so) afresh.
 
     calls = JudgeCalls(config.judge, calls.ask, "pairs")
-    said = await calls.answer(scoring(config.judge, template, variables, "Four."), number=0, ticket=Ticket())
+    said = await calls.answer(scoring(config.judge, template, variables, "Four."), number=0)
     # {"correct": 5.0}, or Fault("correct: no score")
 """
 
@@ -34,13 +34,6 @@ class Fault:
     text: str
 
 
-@dataclass
-class Ticket:
-    """Whether an opinion is still of use; what is not wanted any more is not asked."""
-
-    wanted: bool = True
-
-
 @dataclass(frozen=True)
 class Question(Generic[Said]):
     """What a judge is asked, how its reply is read, and what it is told when that failed."""
@@ -59,17 +52,19 @@ class JudgeCalls:
     def __init__(self, spec: JudgeSpec, ask: Ask, dataset: str) -> None:
         self._spec, self._ask, self._dataset = spec, ask, dataset
 
-    async def answer(self, question: Question[Said], number: int, ticket: Ticket) -> Said | Fault:
+    async def answer(self, question: Question[Said], number: int) -> Said | Fault:
         """What judge `number` says. Draining and StageError of `ask` pass; CallFailed is a Fault."""
-        said = await self._tried(question, number, ticket)
+        said = await self._tried(question, number)
         if isinstance(said, Fault) and self._spec.on_judge_error == "retry_then_drop":
-            return await self._tried(question, self._spec.num_judges + number, ticket)
+            return await self._tried(question, self._spec.num_judges + number)
         return said
 
-    async def _tried(self, question: Question[Said], sample: int, ticket: Ticket) -> Said | Fault:
+    async def _tried(self, question: Question[Said], sample: int) -> Said | Fault:
         is_retry = sample >= self._spec.num_judges
-        messages = render(question.template, {**question.variables, "is_retry": is_retry, "index": sample})
-        said = await self._read(question, messages, sample, ticket)
+        variables = {**question.variables, "is_retry": is_retry, "index": sample}
+        name = self._spec.template if question.step == "judge" else self._spec.pair_template
+        messages = render(question.template, variables, f"templates.{name}")
+        said = await self._read(question, messages, sample)
         if not isinstance(said, _Unreadable):
             return said
         messages = [
@@ -77,13 +72,11 @@ class JudgeCalls:
             {"role": "assistant", "content": said.reply.content or "-"},
             {"role": "user", "content": f"That cannot be used ({said.text}). {question.again}"},
         ]
-        return await self._read(question, messages, sample, ticket)
+        return await self._read(question, messages, sample)
 
     async def _read(
-        self, question: Question[Said], messages: list[dict[str, str]], sample: int, ticket: Ticket
+        self, question: Question[Said], messages: list[dict[str, str]], sample: int
     ) -> Said | Fault:
-        if not ticket.wanted:
-            return Fault("not wanted any more")
         unit = str(question.variables["prompt"])
         request = Request(
             self._dataset, question.step, self._spec.model, messages, unit, sample, question.schema

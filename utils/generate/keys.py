@@ -57,11 +57,11 @@ class Key:
         """The text with each occurrence of the key replaced, also percent-encoded, in JSON or in HTML."""
         return self._anyhow.sub(HIDDEN, text) if self._value else text
 
-    def told_by(self, text: str) -> bool:
-        """Whether an answer holds the key, as it is or percent-encoded; words like "EMPTY" do not count."""
+    def told_by(self, *texts: str) -> bool:
+        """Whether a text holds the key, as it is or percent-encoded; words like "EMPTY" do not count."""
         if len(self._value) < SHORTEST_TELLING:
             return False
-        return self._value in text or self._quoted in text
+        return any(self._value in text or self._quoted in text for text in texts)
 
     @cached_property
     def _quoted(self) -> str:

@@ -13,6 +13,7 @@ from utils.generate.errors import CallFailed
 from utils.generate.parse import parse_list
 from utils.generate.similarity import Sketch, sketch_of
 from utils.generate.templates import Renderer
+from utils.generate.validate import normalised, words
 
 MOST_CHUNKS = 100_000
 """More calls than one list is ever cut into, so that round and chunk make one number."""
@@ -138,10 +139,10 @@ def excluded(known: list[str], subject: str, most: int, share: int) -> list[str]
     """
     if len(known) <= most or not most:
         return known[:most]
-    wanted = set(subject.lower().split())
+    wanted = set(words(normalised(subject)))
 
     def likeness(position: int) -> float:
-        found = set(known[position].lower().split())
+        found = set(words(normalised(known[position])))
         return len(found & wanted) / max(1, len(found | wanted))
 
     ranked = sorted(range(len(known)), key=likeness, reverse=True)

@@ -119,7 +119,7 @@ class _Look:
                 f'provider "{self.name}" at {self.address} cannot be reached: {self._told(error)}',
                 fix="check base_url, the network and the service; the same command starts again",
             ) from None
-        names = _names_in(response)
+        names = [self._told(name) for name in _names_in(response)]
         if not names:
             text = f'provider "{self.name}" lists no models (HTTP {response.status_code} for /models)'
             self.log("preflight", text, level="warning", provider=self.name)
@@ -154,9 +154,15 @@ class _Look:
             return Reply("", "", "length", 0, 0)
         if verdict_on(status) == "good":
             try:
-                return read_reply(response.content)
+                reply = read_reply(response.content)
             except BrokenReply:
                 return Failure("broken_reply", told, retry=True, status=status)
+            if self.key.told_by(*reply.texts):
+                raise StageError(
+                    f'provider "{self.name}" repeats the key in a reply of "{model.model}"',
+                    fix="ask another server: replies are kept, and a key must never be written down",
+                )
+            return reply
         asked = asked_pause_seconds(status, response.headers)
         return Failure(f"HTTP {status}", told, verdict_on(status) == "retry", status, asked)
 

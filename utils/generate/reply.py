@@ -32,6 +32,11 @@ class Reply:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Everything in it that a server worded."""
+        return self.content, self.reasoning, self.finish_reason
+
 
 def tokens_in(num_bytes: int) -> int:
     """About how many tokens a text of so many bytes has."""

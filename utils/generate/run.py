@@ -19,7 +19,7 @@ from utils.generate.budget import Budget
 from utils.generate.calls import Calls
 from utils.generate.client import open_clients
 from utils.generate.dataset import Dataset
-from utils.generate.desk import open_desks
+from utils.generate.desk import Desk, open_desks
 from utils.generate.errors import Draining
 from utils.generate.given import Given
 from utils.generate.history import History
@@ -67,13 +67,16 @@ def generate(
     history = History(stands)
     began = time.monotonic()
     journal = Journal(folder / CARRIED, config.journal, visit=history.read)
-    read_seconds = time.monotonic() - began
     try:
         _charge(budget, config, history)
         identity = identity_of(config, given, workspace, epoch_after(history, journal))
-        _take_up(config, identity, journal, history, read_seconds, log)
+        if history.identity != identity:
+            journal.note_config(config_line(config, identity))
+        history.turn_to(identity)
+        desks = open_desks(config, given, journal, history)
+        _tell(journal, history, time.monotonic() - began, log)
         with _endpoints(config) as addresses:
-            run = _Run(config, given, journal, history, budget, log, stopping)
+            run = _Run(config, given, journal, desks, budget, log, stopping)
             if not history.has_answers:
                 run.look = partial(preflight, config, keys, addresses, log, stopping)
             try:
@@ -96,19 +99,8 @@ def _charge(budget: Budget, config: GenerateConfig, history: History) -> None:
             budget.charge(config.models[model].provider, model, step, tokens, calls)
 
 
-def _take_up(
-    config: GenerateConfig,
-    identity: dict,
-    journal: Journal,
-    history: History,
-    read_seconds: float,
-    log: Log,
-) -> None:
-    """Say what the journal holds and how long reading it took, and note under which config it goes on."""
-    changed = history.identity != identity
-    history.turn_to(identity)
-    if changed:
-        journal.note_config(config_line(config, identity))
+def _tell(journal: Journal, history: History, seconds: float, log: Log) -> None:
+    """Say what the journal holds and how long it took until the run could go on with it."""
     if journal.num_replies:
         rows = sum(state.rows for state in history.states.values())
         text = f"{journal.num_replies:,} replies are already paid for, {rows:,} rows are decided"
@@ -117,7 +109,7 @@ def _take_up(
         if history.dropped:
             text += f"; {history.dropped:,} decisions of another config are made anew"
         counts = {"replies": journal.num_replies, "rows": rows, "damaged": journal.damaged}
-        log("journal", text, **counts, seconds=round(read_seconds, 3))
+        log("journal", text, **counts, seconds=round(seconds, 3))
 
 
 @contextmanager
@@ -143,14 +135,14 @@ class _Run:
         config: GenerateConfig,
         given: Given,
         journal: Journal,
-        history: History,
+        desks: dict[str, Desk],
         budget: Budget,
         log: Log,
         stopping: Stopping,
     ) -> None:
         self._config, self._given, self._journal = config, given, journal
         self._budget, self._log, self._stopping = budget, log, stopping
-        self.desks = open_desks(config, given, journal, history)
+        self.desks = desks
         self.calls_made = 0
         self.look: Callable[[], dict[str, Reply]] | None = None
         self._refused = False
@@ -183,15 +175,13 @@ class _Run:
         return self._judge_ends(ends, datasets)
 
     def _datasets(self, calls: Calls) -> list[Dataset]:
-        in_flight = sum(provider.max_in_flight for provider in self._config.providers.values())
-        slots = asyncio.Semaphore(2 * in_flight)
         return [
             Dataset(
                 self._config,
                 name,
                 calls,
                 self.desks[name],
-                Starter(slots, 2 * in_flight, self._end),
+                Starter(2 * self._config.in_flight_of(name), self._end),
                 self._given.topics,
                 self._given.prompts,
             )
@@ -201,17 +191,24 @@ class _Run:
     async def _fill(
         self, datasets: list[Dataset], calls: Calls, progress: Progress
     ) -> list[BaseException | None]:
+        """How each dataset ended; Draining for one that was still under way when the run had to end."""
         watch = asyncio.create_task(self._watch(progress))
+        fills = [asyncio.create_task(dataset.fill()) for dataset in datasets]
+        closing = asyncio.create_task(self._closing.wait())
         try:
-            ends = await asyncio.gather(*(d.fill() for d in datasets), return_exceptions=True)
+            await asyncio.wait(
+                [asyncio.gather(*fills, return_exceptions=True), closing], return_when="FIRST_COMPLETED"
+            )
             self._closing.set()
             if not self._refused:
-                await self._drain(calls)
+                await self._drain(fills, calls)
         finally:
-            watch.cancel()
+            for task in (watch, closing, *fills):
+                task.cancel()
+            ends = await asyncio.gather(*fills, return_exceptions=True)
             for dataset in datasets:
                 await dataset.leave()
-        return ends
+        return [Draining() if isinstance(end, asyncio.CancelledError) else end for end in ends]
 
     async def _look(self, looked: asyncio.Event) -> None:
         """The preflight, in a thread; the accounts are this thread's."""
@@ -234,11 +231,17 @@ class _Run:
 
     def _paid(self, model: str, step: str, reply: Reply) -> None:
         self._budget.charge(self._config.models[model].provider, model, step, reply)
+        self._close_when_spent()
 
-    async def _drain(self, calls: Calls) -> None:
-        """Let calls in flight finish: they are paid for."""
+    def _close_when_spent(self) -> None:
+        """No call goes out once the budget is reached, also none that waits for its turn."""
+        if self._budget.reached():
+            self._closing.set()
+
+    async def _drain(self, fills: list[asyncio.Task], calls: Calls) -> None:
+        """Let calls in flight finish, which are paid for, and what they bring be decided."""
         until = time.monotonic() + self._config.journal.drain_seconds
-        while calls.under_way and time.monotonic() < until:
+        while (calls.under_way or not all(fill.done() for fill in fills)) and time.monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _watch(self, progress: Progress) -> None:
@@ -248,6 +251,7 @@ class _Run:
             if self._stopping() and not self._closing.is_set():
                 self._log("stopping", "calls in flight may finish; no new ones start")
                 self._closing.set()
+            self._close_when_spent()
             progress.tell()
 
     def _judge_ends(self, ends: list[BaseException | None], datasets: list[Dataset]) -> bool:

@@ -1,10 +1,11 @@
 """
 Starts the work of one dataset as there is room: lists when rows run low, rows otherwise.
 
-Rows that wait, and those that lists under way will bring, stay below twice what may be in flight. So a run of
-a hundred thousand rows holds some thousands of tasks, and every provider has enough to do.
+Rows that wait, and those that lists under way will bring, stay below twice what may be in flight, and so do
+the tasks. So a run of a hundred thousand rows holds some thousands of them, and every provider has enough to
+do. Each dataset has room of its own: one whose provider is slow takes none from the others.
 
-    starter = Starter(slots, most_ahead=512, failed=run.end)
+    starter = Starter(most_ahead=512, failed=run.end)
     chunk = starter.list(ask, weight=50)        # a future
     await starter.run()
 """
@@ -27,12 +28,11 @@ class _Queued:
 
 
 class Starter:
-    """`slots` are shared by all datasets of a run; `failed` hears of errors that end it."""
+    """At most `most_ahead` tasks, and about as many rows that wait; `failed` hears what ends the run."""
 
-    def __init__(
-        self, slots: asyncio.Semaphore, most_ahead: int, failed: Callable[[BaseException], None]
-    ) -> None:
-        self._slots, self._most_ahead, self._failed = slots, most_ahead, failed
+    def __init__(self, most_ahead: int, failed: Callable[[BaseException], None]) -> None:
+        self._slots = asyncio.Semaphore(most_ahead)
+        self._most_ahead, self._failed = most_ahead, failed
         self._lists: deque[_Queued] = deque()
         self._rows: deque[_Queued] = deque()
         self._expected = 0

@@ -12,6 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from utils.config.answers import TemplateSpec
 from utils.config.generate import GenerateConfig
+from utils.pipeline.errors import ConfigError
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined)
 
@@ -21,14 +22,22 @@ def _compiled(text: str) -> Template:
     return _ENVIRONMENT.from_string(text)
 
 
-def render(template: TemplateSpec, variables: dict[str, object]) -> list[dict[str, str]]:
-    """The messages of one call."""
-    messages = (
-        [{"role": "system", "content": _compiled(template.system).render(variables)}]
-        if template.system
-        else []
-    )
-    return [*messages, {"role": "user", "content": _compiled(template.user).render(variables)}]
+def render(
+    template: TemplateSpec, variables: dict[str, object], name: str = "template"
+) -> list[dict[str, str]]:
+    """The messages of one call. ConfigError when the template, whose key in the config is `name`, fails."""
+    try:
+        messages = (
+            [{"role": "system", "content": _compiled(template.system).render(variables)}]
+            if template.system
+            else []
+        )
+        return [*messages, {"role": "user", "content": _compiled(template.user).render(variables)}]
+    except Exception as error:  # a template is a program of the user's: anything may go wrong in it
+        raise ConfigError(
+            f"{name} cannot be filled: {error}",
+            fix=f"mend {name}; the same command continues with the replies that are there",
+        ) from None
 
 
 class Renderer:
@@ -39,7 +48,8 @@ class Renderer:
 
     def messages(self, step: str, **given: object) -> list[dict[str, str]]:
         """The messages of a step's call."""
-        return render(self._config.template(self._dataset, step), self.variables(**given))
+        name = self._config.template_name(self._dataset, step)
+        return render(self._config.templates[name], self.variables(**given), f"templates.{name}")
 
     def variables(self, **given: object) -> dict[str, object]:
         """Every variable of `VARIABLES`; what a step does not have is empty."""

@@ -169,8 +169,12 @@ class _Run:
 
     def _paid(self, model: str, step: str, reply: Reply) -> None:
         self.budget.charge(self.config.models[model].provider, model, step, reply)
+        self._close_when_spent()
+
+    def _close_when_spent(self) -> None:
+        """No call goes out once the budget is reached, also none that waits for its turn."""
         if self.budget.reached():
-            self.closing.set()  # also for calls that wait for their turn
+            self.closing.set()
 
     def _stopped(self, writer: PairWriter) -> None:
         """None if somebody asked for the stop. StageError if the budget did."""
@@ -200,6 +204,7 @@ class _Run:
             if self.stopping() and not self.closing.is_set():
                 self.log("stopping", "calls in flight may finish; no new ones start")
                 self.closing.set()
+            self._close_when_spent()
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
                 failed = sum(writer.reasons.values())

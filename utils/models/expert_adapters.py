@@ -5,8 +5,8 @@ Low-rank adapters on fused experts: every expert has its own, for each of its ma
     fly     y = W_e x + s sum over S of B_e[:, i] z_i,  z = A_e x, S its strongest ranks in expert e
 
 Rows come sorted by expert, so both products are grouped like those of the experts themselves
-(kernels/moe.py). `utils.models.flylora` attaches, counts and merges them together with those of linear
-layers.
+(kernels/moe.py). Where W trains too and nothing is dropped, dense is W_e + s B_e A_e, put together once per
+pass instead. `utils.models.flylora` attaches, counts and merges them together with those of linear layers.
 
     experts.adapters["up_proj"] = DenseExperts(experts, "up_proj", config, generator)
     update_Mm = experts.adapters["up_proj"](x_Mn, Routed(offsets_E, token_M, "auto"))
@@ -68,6 +68,11 @@ class ExpertAdapter(nn.Module, ABC):
     def projection(self) -> Tensor:
         """A of every expert [E, r, n]."""
 
+    @property
+    def is_plain_sum(self) -> bool:
+        """Whether this pass is no more than the product with W + s B A."""
+        return self.config.kind == "dense" and not (self.training and self.config.dropout)
+
     def forward(self, x_Mn: Tensor, rows: Routed) -> Tensor:
         """What is added to the product of each row with its expert's matrix, [M, m]."""
         dropout = self.config.dropout if self.training else 0.0
@@ -80,10 +85,14 @@ class ExpertAdapter(nn.Module, ABC):
         """z without the ranks that a row does not use."""
         return inner_Mr
 
+    def merged(self, weight_Emn: Tensor) -> Tensor:
+        """W + s B A of every expert."""
+        return folded(weight_Emn, self.lora_B, self.projection(), self.config.scale)
+
     @torch.no_grad()
     def fold_into(self, weight_Emn: Tensor) -> None:
         """Add s B A to the weights in place."""
-        weight_Emn.copy_(folded(weight_Emn, self.lora_B, self.projection(), self.config.scale))
+        weight_Emn.copy_(self.merged(weight_Emn))
 
 
 class DenseExperts(ExpertAdapter):

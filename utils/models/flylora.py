@@ -11,7 +11,8 @@ with n 256, r 32, k 8 over 600 updates of inputs around a fixed mean: busiest ra
 "published" scores |z_i + d_i|, where a large d_i of either sign attracts: 3.34 -> 3.96 there.
 
 Where W trains too and nothing is dropped, dense runs as one product with W' = W + s B A, and autograd finds
-dW = dW', dB = s dW' A^T, dA = s B^T dW'.
+dW = dW', dB = s dW' A^T, dA = s B^T dW'. W' is made anew in every forward pass: for N tokens that is r / N of
+the product's own work, and keeping it for a step would hide W, A and B from DDP, FSDP2 and checkpointing.
 
     attach_adapters(model, AdapterConfig(kind="fly"), seed=0)      # after the initial weights are drawn
     with counted_selections(model, targets_BT != -100):            # the forward pass only

@@ -24,9 +24,17 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from utils.config.architecture import Architecture, ExpertsConfig
 from utils.models.presets import initial_deviation
+from utils.models.vesper import VesperRouter
+
+
+class MixtralRouter(MixtralTopKRouter):
+    """Mixtral's router in fp32 whatever the dtype around it; transformers' own follows autocast to bf16."""
+
+    forward = VesperRouter.forward
 
 
 def llama_config(
@@ -88,6 +96,7 @@ def from_config(
     """A model of `config` that generates greedily and whose padding row trains."""
     model = model_class._from_config(config, attn_implementation=attention)
     trains_padding(model)
+    routes_in_fp32(model)
     special = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     model.generation_config = GenerationConfig(do_sample=False, **special)
     return model
@@ -96,6 +105,13 @@ def from_config(
 def trains_padding(model: nn.Module) -> None:
     """Give the padding row gradients like any other: with a tied head it is a row of the softmax."""
     model.get_input_embeddings().padding_idx = None
+
+
+def routes_in_fp32(model: nn.Module) -> None:
+    """Let Mixtral's routers compute in fp32, with the weights and names that they have."""
+    for module in model.modules():
+        if type(module) is MixtralTopKRouter:
+            module.__class__ = MixtralRouter
 
 
 @torch.no_grad()

@@ -18,7 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from utils.config.architecture import Architecture
-from utils.models.llama import build_llama, expert_fields, from_config, shared_fields, trains_padding
+from utils.models.llama import (
+    build_llama,
+    expert_fields,
+    from_config,
+    routes_in_fp32,
+    shared_fields,
+    trains_padding,
+)
 from utils.models.vesper import VesperConfig, VesperForCausalLM
 from utils.pipeline.errors import UpstreamError
 
@@ -55,6 +62,7 @@ def load_model(folder: Path, attention: str = "sdpa") -> PreTrainedModel:
             trust_remote_code=False,
         )
     trains_padding(model)
+    routes_in_fp32(model)
     return model
 
 

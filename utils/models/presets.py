@@ -77,7 +77,7 @@ def adapter_parameters(architecture: Architecture, num_experts: int = 1) -> int:
     sides |= {"o_proj": (attention, width), "gate_proj": (width, ffn), "up_proj": (width, ffn)}
     sides["down_proj"] = (ffn, width)
     total = 0
-    for name in set(adapter.targets) & sides.keys():
+    for name in set(adapter.targets):
         inputs, outputs = sides[name]
         times = num_experts if name in EXPERT_TARGETS else 1
         total += times * (outputs + (inputs if adapter.kind == "dense" else 0))
@@ -89,10 +89,12 @@ def flops_per_token(
 ) -> float:
     """
     Forward and backward: 6 per weight that multiplies a token (the head, not the lookup; the experts it
-    meets), 12 L a T for attention, half of that when `causal` leaves out what the mask hides.
+    meets; not the norms), 12 L a T for attention, half of that when `causal` leaves out what the mask hides.
     """
-    multiplied = count_parameters(architecture, vocab_size).active + vocab_size * architecture.hidden_size
-    scores = (6 if causal else 12) * architecture.num_layers * architecture.attention_width * sequence_length
+    layers, width = architecture.num_layers, architecture.hidden_size
+    matrices = count_parameters(architecture, vocab_size).active - (2 * layers + 1) * width
+    multiplied = matrices + vocab_size * width
+    scores = (6 if causal else 12) * layers * architecture.attention_width * sequence_length
     return 6 * multiplied + scores
 
 
@@ -178,15 +180,25 @@ def plan_training(
     """
     Steps, rows per step and peak learning rate; `datasets` holds (rows, tokens per row) of each.
 
-    ConfigError when the datasets have rows of different lengths, or longer ones than the model declares.
+    ConfigError when the datasets have rows of different lengths, or longer ones than the model declares, or
+    fewer than the config wants in a step.
     """
     row_tokens = _row_tokens(architecture, config.model, {length for _, length in datasets})
     parameters = count_parameters(architecture, vocab_size)
     rows = sum(count for count, _ in datasets)
     wanted, batch_rule = _batch_tokens(config, parameters)
     if wanted < row_tokens:
-        raise ConfigError(f'"global_batch_tokens": {wanted:,} is less than one row of {row_tokens:,} tokens')
+        raise ConfigError(
+            f'"global_batch_tokens": {wanted:,} is less than one row of {row_tokens:,} tokens',
+            fix=f'"global_batch_tokens": {row_tokens} or more',
+        )
     batch_rows = round(wanted / row_tokens)
+    if config.global_batch_tokens != "auto" and batch_rows > rows:
+        raise ConfigError(
+            f'"global_batch_tokens": {wanted:,} is {batch_rows:,} rows of {row_tokens:,} tokens, '
+            f"and there are only {rows:,}: a step would read the same row twice",
+            fix=f'"global_batch_tokens": {rows * row_tokens} or less, or more data',
+        )
     step_tokens = batch_rows * row_tokens
     unit, units = config.budget.unit, {"tokens": 1, "steps": step_tokens, "epochs": rows * row_tokens}
     size = (units | {"tokens_per_parameter": parameters.total})[unit]
@@ -228,7 +240,10 @@ def _row_tokens(architecture: Architecture, name: str, lengths: set[int]) -> int
     if row_tokens > architecture.context_length_tokens:
         raise ConfigError(
             f'"model": {name} declares a context of {architecture.context_length_tokens} tokens, '
-            f"the data has rows of {row_tokens}"
+            f"the data has rows of {row_tokens}",
+            fix=f'"context_length_tokens": {row_tokens} or more in config/architectures/{name}.json, '
+            'a "model" that has it, or '
+            f'"sequence_length_tokens": {architecture.context_length_tokens} in stage 40',
         )
     return row_tokens
 

@@ -4,7 +4,7 @@ token, and the offsets that even out how often each rank is chosen.
 
     columns, values = draw_sparse(config, inputs=768, generator=generator)       # both [r, p]
     chosen = choose_ranks(inner, offsets, config)                                # booleans, shape of inner
-    rebalance(model)                                                             # after an optimizer step
+    rebalance(model, update.skipped)                                             # after an optimizer step
 
 A score is |z_i| + d_i ("published": |z_i + d_i|); d_i rises by a small step whenever rank i was used less
 than the mean of the step.
@@ -53,7 +53,7 @@ class ChoosesRanks(nn.Module):
         self.register_buffer("columns", columns.to(place))
         self.register_buffer("values", values.to(place))
         self.register_buffer("offsets", torch.zeros(values.shape[:-1], device=place))
-        # not a buffer: each process counts its own rows, and DDP copies buffers from the first process
+        # not a buffer: each process counts its own rows, and checkpoints keep none of it
         self.counts: Tensor | None = None
         self.counted: Tensor | None = None
 
@@ -76,8 +76,11 @@ class ChoosesRanks(nn.Module):
 
 
 @torch.no_grad()
-def rebalance(model: nn.Module) -> None:
-    """d_i += step sign(mean(c) - c_i), with c the selections in all processes since the last call."""
+def rebalance(model: nn.Module, skipped: Tensor | None = None) -> None:
+    """
+    d_i += step sign(mean(c) - c_i), with c the selections in all processes since the last call. Where
+    `skipped` (a boolean on the device) is True, d stays as it is: c may come from scores that are no numbers.
+    """
     choosing = (layer for layer in model.modules() if isinstance(layer, ChoosesRanks))
     layers = [layer for layer in choosing if layer.counts is not None]
     if not layers:
@@ -87,5 +90,6 @@ def rebalance(model: nn.Module) -> None:
         torch.distributed.all_reduce(counts)
     for layer, found in zip(layers, counts.split([layer.counts.numel() for layer in layers]), strict=True):
         used = found.view_as(layer.offsets).double()
-        layer.offsets += layer.config.offset_step * (used.mean(-1, keepdim=True) - used).sign().float()
+        change = layer.config.offset_step * (used.mean(-1, keepdim=True) - used).sign().float()
+        layer.offsets += change if skipped is None else change.masked_fill(skipped, 0.0)
         layer.counts = None

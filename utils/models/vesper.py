@@ -37,7 +37,7 @@ from kernels import era, moe
 from kernels.era import era_glu
 from kernels.resolution import Asked, Resolution
 from utils.config.adapter import AdapterConfig
-from utils.models.expert_adapters import Routed
+from utils.models.expert_adapters import Routed, expert_weight
 from utils.models.flylora import attach_adapters, counted_selections, merge_adapters
 from utils.models.ranks import rebalance
 
@@ -122,14 +122,27 @@ class VesperExperts(nn.Module):
     def forward(self, hidden_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Sum over the K experts of each token of weight x expert(token)."""
         sorted_MD, offsets_E, order_M = moe.permute(hidden_ND, chosen_NK, self.num_experts)
-        if self.adapters:
+        if self.adapters and not self._trains_merged():
             rows = Routed(offsets_E, order_M // chosen_NK.shape[1], self.kernel)
             output_MD = self._adapted(sorted_MD, rows)
         else:
-            output_MD = moe.grouped_glu(
-                sorted_MD, self.gate_up_proj, self.down_proj, offsets_E, self.unit, self.kernel
-            )
+            weights = self._merged() if self.adapters else (self.gate_up_proj, self.down_proj)
+            output_MD = moe.grouped_glu(sorted_MD, *weights, offsets_E, self.unit, self.kernel)
         return moe.unpermute(output_MD, order_M, weights_NK)
+
+    def _trains_merged(self) -> bool:
+        """Whether the base trains with adapters that are sums, so that one product serves both."""
+        trains = torch.is_grad_enabled() and self.gate_up_proj.requires_grad
+        return trains and all(each.is_plain_sum for each in self.adapters.values())
+
+    def _merged(self) -> tuple[Tensor, Tensor]:
+        """`gate_up_proj` and `down_proj` with what the adapters add to them."""
+
+        def merged(target: str) -> Tensor:
+            weight_Emn = expert_weight(self, target)
+            return self.adapters[target].merged(weight_Emn) if target in self.adapters else weight_Emn
+
+        return torch.cat([merged("gate_proj"), merged("up_proj")], dim=1), merged("down_proj")
 
     def _adapted(self, sorted_MD: Tensor, rows: Routed) -> Tensor:
         """What `moe.grouped_glu` does, with the updates of the adapters on each product."""
@@ -237,21 +250,25 @@ class VesperForCausalLM(VesperPreTrainedModel, GenerationMixin):
         merge_adapters(self)
         self.config.adapter = None
 
-    def counting(self, real_BT: Tensor) -> AbstractContextManager[None]:
-        """The region of a training pass in which adapters count the ranks that real tokens use."""
-        return counted_selections(self, real_BT)
+    def counting(self, trained_BT: Tensor) -> AbstractContextManager[None]:
+        """The region of a training pass in which adapters count the ranks that trained positions use."""
+        return counted_selections(self, trained_BT)
 
-    def after_step(self) -> None:
-        """What follows every optimizer step besides the update: adapters even out the use of their ranks."""
-        rebalance(self)
+    def after_step(self, skipped: Tensor) -> None:
+        """
+        What follows every optimizer step besides the update: adapters even out the use of their ranks, unless
+        the step was `skipped` (a boolean on the device).
+        """
+        rebalance(self, skipped)
 
     def choose_kernels(self, asked: Asked) -> tuple[Resolution, ...]:
-        """Choose the form of the kernels of this model; what was resolved, for the manifest."""
+        """
+        Choose the form of the kernels of this model; what was resolved, for the manifest. Called in the
+        autocast region that the model runs in.
+        """
         experts = [module for module in self.modules() if isinstance(module, VesperExperts)]
         units = [module for module in self.modules() if isinstance(module, GatedUnit)]
         for module in (*experts, *units):
             module.kernel = asked
-        used = [era] if any(unit.kind != "silu" for unit in units) else []
-        return tuple(
-            each.resolution(asked, self.device.type) for each in [*used, *([moe] if experts else [])]
-        )
+        used = [era.resolution(asked, self.device.type)] if any(unit.kind != "silu" for unit in units) else []
+        return (*used, *([moe.resolution(asked, self.device, self.dtype)] if experts else []))

@@ -4,6 +4,11 @@ What stage 50 reads, packed or raw, opened for training: datasets with their siz
     data = open_data(config, stage, tokenizer, row_tokens=256)
     data.sizes                                   # [(rows, tokens per row)] of each dataset
     order = data.order(seed=0, batch_rows=32)    # next_step, cursor, restore; data.read makes batches of it
+
+and what stages 70 and 90 read, opened by them:
+
+    mixed = MixedInputs(train, stage.inputs("data"), config.inputs.data, seed=0, batch_rows=8)
+    mixed.epochs(steps=100)                      # {"sft": 2.4}
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +19,15 @@ from typing import Protocol
 from utils.config.pretrain import PackedInput, PretrainConfig, RawInput
 from utils.packing.dataset import Batch, PackedDataset
 from utils.packing.index import SpecialIds
-from utils.packing.mixture import Mixture, integer_weights, mix_inputs, read_draws
+from utils.packing.mixture import (
+    Counted,
+    Mixture,
+    drawn_shares,
+    integer_weights,
+    mix_inputs,
+    read_draws,
+    share_phrases,
+)
 from utils.packing.raw import raw_file
 from utils.packing.shards import Encode, Encoder, RawText
 from utils.packing.stream import TextStream
@@ -50,10 +63,10 @@ class PackedData:
         return mix_inputs(self.train, self._inputs, self._entries, seed, batch_rows)
 
     def describe(self, epochs: Mapping[str, float]) -> str:
-        """One line to print before training: how often each dataset will be read."""
+        """One line to print before training: how often each dataset will be read, and in what share."""
+        columns = zip(self.names, self.sizes, share_phrases(self.weights), strict=True)
         return ", ".join(
-            f"{name} {epochs[name]:.2f} epochs of {rows:,} rows"
-            for name, (rows, _) in zip(self.names, self.sizes, strict=True)
+            f"{name} {epochs[name]:.2f} epochs of {rows:,} rows{share}" for name, (rows, _), share in columns
         )
 
 
@@ -91,15 +104,50 @@ class RawData:
 
     def describe(self, epochs: Mapping[str, float]) -> str:
         """One line to print before training: how large a sample says each text is, and what that makes."""
+        columns = zip(self.names, self.sizes, share_phrases(self.weights), strict=True)
         return ", ".join(
-            f"{name} about {epochs[name]:.2f} epochs of about {rows * tokens / 1e6:,.2f} M tokens"
-            for name, (rows, tokens) in zip(self.names, self.sizes, strict=True)
+            f"{name} about {epochs[name]:.2f} epochs of about {rows * tokens / 1e6:,.2f} M tokens{share}"
+            for name, (rows, tokens), share in columns
         )
 
     @staticmethod
     def read(rows: Batch) -> Batch:
         """The rows as they were drawn: a stream has read them by then."""
         return rows
+
+
+class Entry(Protocol):
+    """A config's entry for one dataset."""
+
+    path: str
+    weight: float
+
+
+class MixedInputs:
+    """Opened splits of several artifacts by name, and the order of their rows."""
+
+    def __init__(
+        self,
+        opened: Sequence[Counted],
+        inputs: Sequence[Input],
+        entries: Sequence[Entry],
+        seed: int,
+        batch_rows: int,
+    ) -> None:
+        self.mixture = mix_inputs(opened, inputs, entries, seed, batch_rows)
+        self.names, self.weights = short_names([each.path for each in entries]), [e.weight for e in entries]
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often a run of so many steps reads each dataset."""
+        return dict(zip(self.names, self.mixture.epochs(steps), strict=True))
+
+    def describe(self, steps: int) -> str:
+        """One line to print before training: how often each dataset will be read, and in what share."""
+        return self.mixture.epochs_line(self.names, steps)
+
+    def drawn(self, cursor: dict) -> dict[str, dict]:
+        """What the manifest says of each dataset at the end of a run."""
+        return drawn_shares(self.names, self.weights, cursor["counts"])
 
 
 def open_data(

@@ -110,10 +110,13 @@ class Mixture:
         return [drawn * share / _ONE / source.num_rows for share, source in pairs]
 
     def epochs_line(self, names: Sequence[str], num_steps: int) -> str:
-        """One line to print before training: how often each dataset will be read."""
+        """One line to print before training: how often each dataset will be read, and in what share."""
+        shares = share_phrases([source.weight for source in self.sources])
         return ", ".join(
-            f"{name} {epochs:.2f} epochs of {source.num_rows:,} rows"
-            for name, epochs, source in zip(names, self.epochs(num_steps), self.sources, strict=True)
+            f"{name} {epochs:.2f} epochs of {source.num_rows:,} rows{share}"
+            for name, epochs, source, share in zip(
+                names, self.epochs(num_steps), self.sources, shares, strict=True
+            )
         )
 
     def next_step(self, rank: int = 0, num_ranks: int = 1) -> Draws:
@@ -186,6 +189,26 @@ def integer_weights(weights: Sequence[float]) -> list[int]:
     shares = [int(Fraction(weight) * _ONE / total) for weight in weights]
     shares[0] += _ONE - sum(shares)
     return shares
+
+
+def share_phrases(weights: Sequence[float]) -> list[str]:
+    """The weight that each dataset was given and the share of the rows that it gets; "" for a single one."""
+    if len(weights) == 1:
+        return [""]
+    shares = integer_weights(weights)
+    return [
+        f" (weight {weight:g}, {100 * share / _ONE:.2f} % of the rows)"
+        for weight, share in zip(weights, shares, strict=True)
+    ]
+
+
+def drawn_shares(names: Sequence[str], weights: Sequence[float], counts: Sequence[int]) -> dict[str, dict]:
+    """What the manifest says of each dataset: the weight asked for, the rows drawn, their share of all."""
+    total = max(1, sum(counts))
+    return {
+        name: {"weight": weight, "rows_drawn": count, "share": round(count / total, 6)}
+        for name, weight, count in zip(names, weights, counts, strict=True)
+    }
 
 
 def _rows_of(source: MixtureSource, seed: int, first: int, last: int) -> np.ndarray:

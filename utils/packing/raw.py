@@ -18,6 +18,7 @@ from utils.pipeline.errors import ConfigError, DataError, UpstreamError
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 ROWS_AT_ONCE = 256
+MOST_FIELDS = 12  # named in a message
 REPAIR = "repair or replace the file, or prepare and pack it (stages 20 and 40)"
 _BOM = b"\xef\xbb\xbf"
 
@@ -44,16 +45,38 @@ class RawFile(Protocol):
 
 
 def raw_file(path: Path, text_field: str, split_on: str, chunk_bytes: int) -> RawFile:
-    """Open a file by its suffix. ConfigError for a kind that cannot be read from the middle."""
+    """
+    Open a file by its suffix. ConfigError for a kind that cannot be read from the middle, and for a field
+    that its first record does not have.
+    """
     if path.suffix == ".txt":
         return SeparatedFile(path, split_on.encode(), _plain, chunk_bytes)
     if path.suffix == ".jsonl":
+        _check_field(path, text_field)
         return SeparatedFile(path, b"\n", lambda line: _text_of(json.loads(line), text_field), chunk_bytes)
     if path.suffix == ".parquet":
         return ParquetRows(path, text_field)
     raise ConfigError(
         f"{path.name}: raw input is {', '.join(FORMATS)}, not compressed",
         fix="unpack the file, or prepare and pack it (stages 20 and 40)",
+    )
+
+
+def _check_field(path: Path, text_field: str) -> None:
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.strip(_BOM).strip()), b"{}")
+    try:
+        row = json.loads(first.removeprefix(_BOM))
+    except (ValueError, RecursionError):
+        return  # what is no JSON is told with its place, once it is read
+    if isinstance(row, dict) and row and text_field not in row:
+        raise _no_field(path, text_field, list(row))
+
+
+def _no_field(path: Path, text_field: str, found: list[str]) -> ConfigError:
+    named = ", ".join(found[:MOST_FIELDS]) + (", ..." if len(found) > MOST_FIELDS else "")
+    return ConfigError(
+        f'{path} has no field "{text_field}"; it has {named}', fix='name the one with its text in "field"'
     )
 
 
@@ -162,7 +185,7 @@ class ParquetRows:
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path.name}: not a readable parquet file: {error}", fix=REPAIR) from None
         if text_field not in self._file.schema_arrow.names:
-            raise ConfigError(f'{path.name} has no column "{text_field}"', fix='name its text in "field"')
+            raise _no_field(path, text_field, self._file.schema_arrow.names)
         self.size = self._file.metadata.num_rows
 
     def boundary(self, at: int) -> int:

@@ -66,8 +66,11 @@ def estimate_of(reports: Sequence[SplitReport], bytes_per_token: float) -> Estim
     return Estimate(round(text_bytes / bytes_per_token), tokens)
 
 
-def packing_metrics(train: SplitReport, val: SplitReport, estimate: Estimate) -> dict:
-    """Return what the manifest records; `index` is the number of a source in `document_sources`."""
+def packing_metrics(train: SplitReport, val: SplitReport, estimate: Estimate | None) -> dict:
+    """
+    Return what the manifest records; `index` is the number of a source in `document_sources`. There is no
+    estimate where stage 20 counted tokens.
+    """
     sources = {
         name: {"index": i, "train_tokens": tokens, "val_tokens": val.tokens_by_source[name]}
         for i, (name, tokens) in enumerate(train.tokens_by_source.items())
@@ -78,7 +81,8 @@ def packing_metrics(train: SplitReport, val: SplitReport, estimate: Estimate) ->
         metrics[f"{split}_rows"] = report.rows
     metrics |= {"padding_fraction": train.padding_fraction, "val_padding_fraction": val.padding_fraction}
     metrics |= {"cut_documents": train.cut_documents, "unused_tokens": train.unused_tokens}
-    metrics |= {"estimated_tokens": estimate.estimated_tokens, "estimate_error": estimate.error}
+    if estimate:
+        metrics |= {"estimated_tokens": estimate.estimated_tokens, "estimate_error": estimate.error}
     return metrics | {"chars_per_token": train.chars_per_token}
 
 

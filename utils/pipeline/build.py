@@ -148,12 +148,14 @@ def begin_build(
     reason = _why_build(verdict, arguments.force)
     for corpus, found in proof.corpora.items():
         log.event("held-out", f"{corpus}: {found}", corpus=corpus, found=found)
-    if arguments.dry_run:
-        log.event("would build", f"{relative}: {reason}; key {proof.key[:12]}", key=proof.key)
-        if forecast:
-            log.event("forecast", "\n" + forecast(loaded.config, workspace))
-        return None
     folder = BuildFolder(stage, loaded, output, proof, fresh=arguments.resume == "never", log=log)
+    if arguments.dry_run:
+        folder.judge(arguments.force)
+        told = forecast(loaded.config, workspace) if forecast else ""
+        log.event("would build", f"{relative}: {reason}; key {proof.key[:12]}", key=proof.key)
+        if told:
+            log.event("forecast", "\n" + told)
+        return None
     run_id, resumed = folder.open(force=arguments.force, may_carry=not altered)
     log.event("build", f"{relative}: {reason}", key=proof.key, reason=reason)
     return Build(

@@ -86,6 +86,8 @@ class StageConfig(Section):
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "bitwise"
     keeps_partial: ClassVar[bool] = False
     # work that costs money or hours: a leftover of another key is a refusal, not a leftover to discard
+    work: ClassVar[str] = "*"
+    # what of a leftover is such work, as a glob in its folder; without any it is discarded all the same
     carried: ClassVar[str] = ""
     # a file below `log/` that a later build of the same output starts from: what was paid for is kept
 

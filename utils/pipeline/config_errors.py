@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from utils.pipeline.errors import ConfigError
 
+MOST_LISTED = 8  # values of a choice that are named beside the nearest one
 Location = tuple[str | int, ...]
 
 
@@ -45,14 +46,19 @@ def _messages(errors: list[dict]) -> str:
 
 def _message(error: dict) -> str:
     if error["type"] == "literal_error" and (near := _nearest(error)):
-        return f'"{error["input"]}" is unknown (did you mean "{near}"?)'
+        valid = _possible(error)
+        known = f"; known: {', '.join(valid)}" if len(valid) <= MOST_LISTED else ""
+        return f'"{error["input"]}" is unknown (did you mean "{near}"?){known}'
     message = error["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 
 
 def _nearest(error: dict) -> str:
-    possible = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-    return next(iter(get_close_matches(str(error["input"]), possible, n=1)), "")
+    return next(iter(get_close_matches(str(error["input"]), _possible(error), n=1)), "")
+
+
+def _possible(error: dict) -> list[str]:
+    return re.findall(r"'([^']*)'", error["ctx"]["expected"])
 
 
 def _in_file(location: Location, document: object, kind: str = "") -> Location:

@@ -63,6 +63,8 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+OUT_OF_MEMORY = "out of memory"
+ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")  # torch's words for it
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -75,7 +77,9 @@ def lacking_resource(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{error.filename or 'a folder'} cannot be written ({error.strerror})"
     if isinstance(error, MemoryError):
-        return "out of memory"
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES):
+        return OUT_OF_MEMORY
     return "a worker process died (killed for memory?)" if isinstance(error, BrokenProcessPool) else ""
 
 

@@ -34,27 +34,30 @@ class ExternalSource:
     resolved_revision: str = ""
 
     @classmethod
-    def local(cls, name: str, patterns: list[str], workspace: Workspace) -> "ExternalSource":
+    def local(
+        cls, name: str, patterns: list[str], workspace: Workspace, supported: str = ""
+    ) -> "ExternalSource":
         """
         Files matching `patterns` (relative to the root, `**` allowed), in byte order. ConfigError
-        when one matches nothing.
+        when one matches nothing, naming the `supported` kinds of files where they are given.
         """
         files: set[Path] = set()
         for pattern in patterns:
             found = [Path(match) for match in glob.glob(str(workspace.path(pattern)), recursive=True)]
             found = [path for path in found if path.is_file() and not path.name.startswith(".")]
             if not found:
-                raise ConfigError(
-                    f'source "{name}": no file matches {pattern}', fix=f"put files there: {pattern}"
-                )
+                fix = f"put files there: {pattern}" + (f"; supported are {supported}" if supported else "")
+                raise ConfigError(f'source "{name}": no file matches {pattern}', fix=fix)
             files.update(found)
         ordered = sorted(files, key=lambda path: os.fsencode(path))
         return cls(name, "local", ", ".join(patterns), tuple(ordered))
 
     @classmethod
-    def evaluation_set(cls, name: str, patterns: list[str], workspace: Workspace) -> "ExternalSource":
+    def evaluation_set(
+        cls, name: str, patterns: list[str], workspace: Workspace, supported: str = ""
+    ) -> "ExternalSource":
         """Files of an evaluation set that a corpus is kept clean of, told from what it is made of."""
-        found = cls.local(f"{EVALUATION}.{name}", patterns, workspace)
+        found = cls.local(f"{EVALUATION}.{name}", patterns, workspace, supported)
         return replace(found, kind=EVALUATION)
 
     @classmethod

@@ -10,7 +10,6 @@ torn last line is dropped and the data files are cut back to the recorded ends.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from utils.pipeline.errors import DataError
@@ -21,10 +20,9 @@ JOURNAL_FOLDER = ".journal"
 class Journal:
     """Append-only JSON lines below a build folder; `records` holds what was committed before this process."""
 
-    def __init__(self, partial: Path, name: str, after_commit: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, partial: Path, name: str) -> None:
         self.path = partial / JOURNAL_FOLDER / f"{name}.jsonl"
         self._partial = partial
-        self._after_commit = after_commit
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.records = self._recover()
         self._file = open(self.path, "ab")  # noqa: SIM115  held open for the life of the build
@@ -39,7 +37,6 @@ class Journal:
         self._file.write(json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._after_commit()
 
     def close(self) -> None:
         self._file.close()

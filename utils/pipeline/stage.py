@@ -19,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,8 +128,11 @@ class Stage:
             raise Stopped(self.stop_request.exit_code)
 
     def journal(self, name: str) -> Journal:
-        """The append-only record of committed units, with a stop point after each commit."""
-        return Journal(self.partial, name, after_commit=self.stop_point)
+        """
+        The append-only record of committed units. It never stops the stage, which may hold more finished
+        units: call `stop_point` where all of them are committed.
+        """
+        return Journal(self.partial, name)
 
     def set_tokenizer(self, block: dict) -> None:
         """The tokenizer block of the manifest, where it is not simply that of the inputs."""
@@ -191,7 +193,7 @@ def execute(
         log.error(error.report(), event, fix=error.fix, exit_code=error.exit_code, **error.fields)
         ranks.unsaid = error.report()
         return error.exit_code
-    except (OSError, MemoryError, BrokenProcessPool) as error:
+    except (OSError, MemoryError, RuntimeError) as error:  # a broken pool of processes is the last kind
         cause = lacking_resource(error)
         if not cause:
             raise

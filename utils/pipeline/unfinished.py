@@ -52,15 +52,27 @@ class BuildFolder:
         The run id, and whether an unfinished build is continued. `force` clears a leftover that would be
         refused, if what it paid for can be carried; `may_carry` lets the present artifact's file be carried.
         """
-        state = None if self.fresh else read_state(self.partial)
-        problem = self._problem(state) if state else None
+        state, problem = self.judge(force)
         if state and (problem is None or self._only_adds(state)):
             return self._continue(state, problem), True
-        if problem and type(self.loaded.config).keeps_partial and not (force and self.carried):
-            raise self._refusal(state, problem)
         if self.partial.is_dir():
             self._clear(problem)
         return self._start(may_carry), False
+
+    def judge(self, force: bool = False) -> tuple[dict | None, Verdict | None]:
+        """
+        What the leftover says of itself, and why it cannot simply go on. UpstreamError where it may not be
+        discarded. Touches nothing.
+        """
+        state = None if self.fresh else read_state(self.partial)
+        problem = self._problem(state) if state else None
+        if problem and not self._only_adds(state) and self._holds_work() and not (force and self.carried):
+            raise self._refusal(state, problem)
+        return state, problem
+
+    def _holds_work(self) -> bool:
+        config_class = type(self.loaded.config)
+        return config_class.keeps_partial and any(self.partial.glob(config_class.work))
 
     def _problem(self, state: Mapping) -> Verdict | None:
         changes = changes_since(_currency_of(state), self.proof.currency)

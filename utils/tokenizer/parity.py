@@ -6,9 +6,10 @@ Parity: the same texts through sentencepiece, tokenizers and llama.cpp must give
     Agreement(compared=1023, equal=1023, note='')
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.pipeline.tokenizer_files import JSON_FILE, MODEL_FILE, open_json
 from utils.tokenizer.llama_cpp import encode_with_llama_cpp
@@ -28,36 +29,56 @@ class Agreement:
 
 
 PARITY_DOCUMENTS, PARITY_CHARACTERS = 1_000, 4_000_000
+Encode = Callable[[list[str]], list[list[int]]]
 Found = dict[str, tuple[Agreement, list[list[int]]]]
 
 
+class ParitySample(NamedTuple):
+    """Texts with their ids in the reference, and what was left out of them ("" for nothing)."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    note: str = ""
+
+
 def parity_sample(
-    texts: Sequence[tuple[str, str]], ids: list[list[int]], num_probes: int
-) -> tuple[list[str], list[list[int]]]:
+    texts: Sequence[tuple[str, str]], ids: list[list[int]], num_probes: int, encode: Encode
+) -> ParitySample:
     """
-    Return the probes and up to 1,000 documents of at most 4 million characters in all, with their ids.
+    Return the probes and up to 1,000 documents. Where these hold more than 4 million characters (llama.cpp
+    takes 1.5 s for a million), each is cut to an equal part of that, and `encode` gives the ids of what is
+    left.
     """
-    chosen, total = num_probes, 0
-    for _, text in texts[num_probes : num_probes + PARITY_DOCUMENTS]:
-        total += len(text)
-        if total > PARITY_CHARACTERS:
-            break
-        chosen += 1
-    return [text for _, text in texts[:chosen]], ids[:chosen]
+    chosen = [text for _, text in texts[: num_probes + PARITY_DOCUMENTS]]
+    documents = chosen[num_probes:]
+    if sum(map(len, documents)) <= PARITY_CHARACTERS:
+        return ParitySample(chosen, ids[: len(chosen)])
+    characters = PARITY_CHARACTERS // len(documents)
+    cut = [text[:characters] for text in documents]
+    note = f"the first {characters:,} characters of each document"
+    return ParitySample([*chosen[:num_probes], *cut], [*ids[:num_probes], *encode(cut)], note)
 
 
-def compare_libraries(folder: Path, texts: list[str], ids: list[list[int]], no_gguf: str) -> Found:
+def compare_libraries(
+    folder: Path, texts: list[str], ids: list[list[int]], no_gguf: str, note: str = ""
+) -> Found:
     """
     Return, for each library, how far it agrees with `ids`, and its own ids.
 
-    `no_gguf` says why there can be no GGUF ("" if there can). DataError if llama.cpp refuses the vocabulary.
+    `no_gguf` says why there can be no GGUF ("" if there can), `note` what was left out of the texts.
+    DataError if llama.cpp refuses the vocabulary.
     """
     reference = "sentencepiece" if (folder / MODEL_FILE).is_file() else "tokenizers"
     found: Found = {reference: (Agreement(len(texts), len(texts), "reference"), ids)}
     if reference == "sentencepiece":
         found["tokenizers"] = _with_tokenizers(folder, texts, ids)
     found["llama_cpp"] = (Agreement(note=no_gguf), []) if no_gguf else _with_llama_cpp(folder, texts, ids)
-    return found
+    return {library: (_noted(agreement, note), theirs) for library, (agreement, theirs) in found.items()}
+
+
+def _noted(agreement: Agreement, note: str) -> Agreement:
+    """With what was left out of the texts, where it compared any with the reference."""
+    return agreement if agreement.note else replace(agreement, note=note)
 
 
 def _with_tokenizers(folder: Path, texts: list[str], ids: list[list[int]]) -> tuple[Agreement, list]:

@@ -2,7 +2,7 @@
 Who wants to stop or to save, and what all processes do about it at the same step.
 
     agreement = Agreement(stage, machine, save_every_minutes=15)
-    agreement.begin()
+    agreement.ask()                            # before the first step, and while the model is examined
     wishes = agreement.wishes()                # travel with the sums of the step
     agreement.hear(launched)                   # a step later, at the same place of the loop in every process
     agreement.stopping, agreement.exit_code, agreement.save_now
@@ -41,8 +41,8 @@ class Agreement:
         asked = (float(self._request.exit_code == code) for code in (PREEMPTED, INTERRUPTED))
         return [*asked, float(overdue)]
 
-    def begin(self) -> None:
-        """What all want before the first step, which has no sums yet to travel with."""
+    def ask(self) -> None:
+        """What all want now, where there are no sums of a step to travel with; all must ask."""
         self._heard(*self._machine.sum(self.wishes()))
 
     def hear(self, launched: LaunchedStep | None) -> None:

@@ -15,13 +15,18 @@ def model_card(
     lines = [f"# {title}", "", "| measured | |", "|---|---|", *rows]
     if samples:
         lines += ["", "## Samples", ""]
-        lines += [f"- {row['prompt']!r} -> {row['text']!r}" for row in samples]
+        lines += [f"- {row['prompt']!r} -> {row['text']!r}{_drawn(row)}" for row in samples]
     if waivers:
         lines += ["", "## Allowed mismatches", ""]
         lines += [
             f"- {row['stage']}: {row['verdict']} {row['component']}: {row['reason']}" for row in waivers
         ]
     return "\n".join(lines) + "\n"
+
+
+def _drawn(row: Mapping) -> str:
+    """Greedy samples have no temperature."""
+    return f" (drawn at temperature {row['temperature']:g})" if "temperature" in row else ""
 
 
 def _shown(value: object) -> str:

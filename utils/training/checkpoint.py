@@ -31,7 +31,7 @@ from torch import Tensor
 from utils.pipeline.errors import StageError, UpstreamError
 from utils.pipeline.guards import GUARDS
 from utils.pipeline.hashing import canonical_json
-from utils.pipeline.manifest import Manifest
+from utils.pipeline.manifest import Manifest, read_manifest
 from utils.pipeline.stage import Stage
 from utils.pipeline.verdict import Verdict
 from utils.pipeline.verify import Verifier, changes_since, stored_currency
@@ -150,8 +150,13 @@ class CheckpointStore:
 
     def _seal(self, snapshot: Snapshot) -> None:
         target = self.of_step(snapshot.step)
-        if target.exists():
-            return
+        if not target.exists():
+            self._build(target, snapshot)
+        if snapshot.best.get("step") == snapshot.step:
+            self.point_to_best(snapshot.best)
+        self._prune(snapshot.best.get("step", -1))
+
+    def _build(self, target: Path, snapshot: Snapshot) -> None:
         building = self.folder / f"{WRITING}{target.name}"
         building.mkdir(parents=True)
         _write_files(building, snapshot)
@@ -159,13 +164,14 @@ class CheckpointStore:
         block |= {"cursor": snapshot.cursor, "best": snapshot.best}
         self._parent = self._stage.seal_checkpoint(building, block)
         _into_place(building, target)
-        if snapshot.best.get("step") == snapshot.step:
-            self._point_to_best(snapshot.best | {"output_digest": self._parent})
-        self._prune(snapshot.best.get("step", -1))
 
-    def _point_to_best(self, best: dict) -> None:
-        pointer = self.folder / "best.json"
-        pointer.with_suffix(".tmp").write_bytes(canonical_json(best) + b"\n")
+    def point_to_best(self, best: dict) -> None:
+        """Let best.json name the checkpoint of `best`; without such a checkpoint there is no best.json."""
+        pointer, (manifest, _) = self.folder / "best.json", read_manifest(self.of_step(best.get("step", -1)))
+        if manifest is None:
+            return pointer.unlink(missing_ok=True)
+        row = best | {"output_digest": manifest.output_digest}
+        pointer.with_suffix(".tmp").write_bytes(canonical_json(row) + b"\n")
         os.replace(pointer.with_suffix(".tmp"), pointer)
 
     def _prune(self, best_step: int) -> None:

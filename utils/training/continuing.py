@@ -87,6 +87,8 @@ def _refuse_other_run(stage: Stage, folder: Path, manifest: Manifest) -> None:
     for name in SAME_FIELDS:
         theirs, ours = manifest.semantic.get(name), now.semantic.get(name)
         if theirs != ours:
+            if name == "model":
+                theirs, ours = _named_models(stage, manifest, theirs, ours)
             raise _other(name, folder, shown(theirs), shown(ours))
     theirs, ours = (each["optimizer"]["kind"] for each in (manifest.semantic, now.semantic))
     if theirs != ours:
@@ -104,6 +106,12 @@ def _refuse_other_run(stage: Stage, folder: Path, manifest: Manifest) -> None:
             )
 
 
+def _named_models(stage: Stage, manifest: Manifest, theirs: str, ours: str) -> tuple[str, str]:
+    """The architectures by the names that the configs gave them; one edited since, by its digest as well."""
+    then, now = manifest.config.resolved["model"], stage.build.loaded.resolved["model"]
+    return (then, now) if then != now else (f"{then} of {shown(theirs)}", f"{now} of {shown(ours)}")
+
+
 def _data(digests: Mapping[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if name.split(".")[0] in DATA_ROLES}
 
@@ -115,5 +123,5 @@ def _named(role: str, digests: Mapping[str, str]) -> str:
 def _other(field: str, folder: Path, theirs: object, ours: object) -> ConfigError:
     return ConfigError(
         f'"{field}": {folder.name} of "{ROLE}" was made with {theirs}, this config says {ours}',
-        fix=f'give "{field}" the value of that run, or train from scratch',
+        fix=f'give "{field}" the value of that run ({theirs}), or train from scratch',
     )

@@ -25,6 +25,7 @@ from utils.training.loss import (
     head_loss,
     next_token_targets,
     on_device,
+    scored_rows,
 )
 
 
@@ -118,8 +119,13 @@ class TrainedTokenLoss:
         self.head = head
 
     def weigh(self, batch: ConversationBatch) -> float:
-        return float((trained_targets(batch)[1] != IGNORED).sum())
+        return float(self.trained(batch).sum())
+
+    def trained(self, batch: ConversationBatch, device: torch.device | str = "cpu") -> Tensor:
+        return trained_targets(batch, device)[1] != IGNORED
 
     def __call__(self, model: nn.Module, batch: ConversationBatch) -> LossSums:
-        inputs, targets, position = trained_targets(batch, device_of(model))
-        return head_loss(model, decoder_hidden(model, inputs, position), targets, options=self.head)
+        device = device_of(model)
+        inputs, targets, position = trained_targets(batch, device)
+        kept_K = scored_rows(self, batch, device)
+        return head_loss(model, decoder_hidden(model, inputs, position), targets, None, self.head, kept_K)

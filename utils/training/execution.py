@@ -31,6 +31,7 @@ from utils.training.layers import compile_layers, recompute_layers, restore_laye
 from utils.training.loss import LossModel
 from utils.training.machine import Machine
 from utils.training.memory import ran_out
+from utils.training.precision import usable_cores
 from utils.training.rehearsal import Rehearsal, best_rows, best_threads
 from utils.training.rows import Rows, divisors, micro_batch_rows
 
@@ -89,6 +90,7 @@ class Execution:
             self.choices["cpu_threads"] = self._threads(known)
             self.choices["micro_batch_rows"] = self._rows(known)
             self.micro_rows = self.choices["micro_batch_rows"].resolved
+            self._tell_other_bits(known)
             if self._machine.rank == 0:
                 self._remember(self.micro_rows)
             self.choices["compile"] = self._compile()
@@ -99,6 +101,12 @@ class Execution:
         file = self._stage.partial / FILE
         found = json.loads(file.read_text()) if file.is_file() else self._recalled
         return found if found.get("ranks") == self._machine.num_ranks else {}
+
+    def _tell_other_bits(self, known: dict[str, int]) -> None:
+        """Name what an earlier start of this run had otherwise."""
+        now = {"threads": self.threads, "micro_rows": self.micro_rows}
+        for name in (each for each in now if known.get(each, now[each]) != now[each]):
+            self._stage.log("execution", f"{name} was {known[name]}, is {now[name]}: other last bits")
 
     def _remember(self, micro_rows: int) -> None:
         """Keep rows and threads for the next start of this run."""
@@ -112,6 +120,9 @@ class Execution:
     def _threads(self, known: dict[str, int]) -> Choice:
         asked, most = self._config.cpu_threads, self._machine.threads
         if asked != "auto":
+            if asked > usable_cores():
+                cores = f"this process may use {usable_cores()} cores: slower than those"
+                self._stage.log("warning", f'"cpu_threads": {asked}, and {cores}')
             return Choice(asked, most)
         if self._machine.device.type != "cpu" or most == 1:
             return Choice(asked, most, "all usable cores")
@@ -209,6 +220,21 @@ class Execution:
             if not ran_out(error):
                 raise
             raise self.out_of_memory(error, step) from error
+
+    @contextmanager
+    def examination_watched(self, step: int) -> Iterator[None]:
+        """The region in which the model of a step is examined; there the config does not set the rows."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            reason = next(iter(str(error).splitlines()), "")
+            raise StageError(
+                f"out of memory while the model of step {step} was examined ({reason})",
+                fix="shorter rows (row_tokens, sequence_length_tokens of stage 40) or a smaller model; "
+                "a rerun continues from the newest checkpoint",
+            ) from error
 
     def out_of_memory(self, error: BaseException, step: int) -> StageError:
         """The error that ends the run; with rows on "auto" the next start takes half as many."""

@@ -18,7 +18,7 @@ gives the same step.
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,6 +72,7 @@ class Trainer:
         self.config, self.stage, self.loss = config, stage, loss
         self.machine = Machine.of(config)
         self.step, self.tokens, self.best = 0, 0.0, {}
+        self.unevaluated = False  # whether the evaluation of this step was left to the next process
         self._records: dict[str, list[dict]] = {"history": []}
         self._pending: LaunchedStep | None = None
         self._loss_model = LossModel(model, loss, self.machine.precision, config.document_attention)
@@ -92,7 +93,8 @@ class Trainer:
             config.optimizer.max_gradient_norm,
             lambda: stage.stopping,
         )
-        self._kernels = (*self.machine.kernels, *kernels_of(model, config.kernels))
+        with self.machine.precision.autocast():  # which product of experts runs depends on the dtype
+            self._kernels = (*self.machine.kernels, *kernels_of(model, config.kernels))
         for kernel in (each for each in self._kernels if each.fell_back):
             stage.log("warning", f"kernel {kernel.kernel}: torch instead of Triton ({kernel.reason})")
         self._due = Due.of(config, schedule.steps)
@@ -108,9 +110,13 @@ class Trainer:
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         self.execution.settle()
-        self._agreement.begin()
+        self._agreement.ask()
         self.model.train()
         newest: LaunchedStep | None = None
+        if self.unevaluated:
+            self.unevaluated = False
+            loss = self.records["history"][-1]["loss"]
+            yield self.step, self.machine.number(math.nan if loss is None else loss)
         while not self.is_over:
             before = self._position()
             with self.execution.memory_watched(self.step + 1):
@@ -137,7 +143,7 @@ class Trainer:
         totals = total(parts, weight, self._agreement.wishes(), self.machine)
         learning_rate = self.schedule(self.step)
         update = self._gradients.update(totals, learning_rate, self.step < self.schedule.warmup_steps)
-        after_step(self.model)
+        after_step(self.model, update.skipped)
         self.step += 1
         clock.stop()
         return LaunchedStep.of(self.step, learning_rate, cursor, clock, weight, totals, update)
@@ -175,24 +181,54 @@ class Trainer:
         return self._due.evaluates(step)
 
     def validate(self, batches: Iterable[Batch]) -> float:
-        """Mean loss over `batches`, which the processes share; the same on all of them."""
-        mine = (batch for i, batch in enumerate(batches) if i % self.machine.num_ranks == self.machine.rank)
+        """
+        Mean loss over `batches`, which the processes share; the same on all of them. Documents are isolated
+        whatever the config says of training. Leaves when asked to stop, also between two batches.
+        """
         with self.whole_model():
-            found = sum_losses(self.model, mine, self.loss, self.machine.precision)
+            found = sum_losses(self.model, self._share(batches), self.loss, self.machine.precision)
+        self.leave_if_asked()
         total, weight = self.machine.sum(list(found))
         return total / max(weight, 1.0)
 
-    def whole_model(self) -> AbstractContextManager:
+    def _share(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Every num_ranks-th batch, until somebody wants to stop."""
+        for i, batch in enumerate(batches):
+            place = i % self.machine.num_ranks
+            if place == 0:
+                self._agreement.ask()
+            if self._agreement.stopping:
+                return
+            if place == self.machine.rank:
+                yield batch
+
+    def leave_if_asked(self) -> None:
+        """
+        Before an evaluation is recorded: save and go if somebody wants to stop. The next process begins with
+        that evaluation.
+        """
+        self._agreement.ask()
+        if self._agreement.stopping:
+            self.unevaluated = True
+            self._leave(self._position())
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
         """The region in which a process may run the model without the others; all must enter it."""
-        return self.machine.whole(self._loss_model)
+        with self.execution.examination_watched(self.step), self.machine.whole(self._loss_model):
+            yield
 
     def observe(self, val_loss: float, **numbers: float) -> None:
-        """Record an evaluation; the lowest `val_loss` so far makes this step the best."""
+        """
+        Record an evaluation; the lowest `val_loss` after a step makes that step the best. The weights before
+        the first step are no candidate.
+        """
         numbers = {"val_loss": val_loss, **numbers}
-        is_best = math.isfinite(val_loss) and val_loss < self.best.get("val_loss", math.inf)
+        lowest = self.best.get("val_loss", math.inf) if self.step else -math.inf
+        is_best = math.isfinite(val_loss) and val_loss < lowest
         if is_best:
             self.best = {"step": self.step, "val_loss": val_loss}
-            self._agreement.save_now |= self._store.keeps_best and self.step > 0
+            self._agreement.save_now |= self._store.keeps_best
         self.record("history", numbers)
         self._progress.report_evaluation(self.step, numbers, is_best)
         self.watch.look(self.records["history"], self.best)
@@ -208,8 +244,8 @@ class Trainer:
 
     def resume(self) -> bool:
         """
-        Continue from the newest checkpoint; False when there is none. A checkpoint that does not load ends
-        the run.
+        Continue from the newest checkpoint; False when there is none, or only one from before the first
+        evaluation. A checkpoint that does not load ends the run.
         """
         if self.machine.rank == 0:
             self._store.sweep()
@@ -220,9 +256,13 @@ class Trainer:
             self.watch.look(self.records["history"], self.best)
         if self.machine.rank == 0:
             self._store.discard_after(self.step)
+            self._store.point_to_best(self.best)
+            self.skips.cut_after(self.step)
             self._progress.open(self.step)
         self.execution.settle()
-        return folder is not None
+        begins = folder is None or (self.unevaluated and self.step == 0)
+        self.unevaluated = self.unevaluated and not begins
+        return not begins
 
     def adopt(self, folder: Path) -> None:
         """
@@ -248,33 +288,39 @@ class Trainer:
         Put the published weights into the model, write the records, and return what the manifest says of the
         run.
         """
-        self._store.wait()
-        self.machine.barrier()
+        self.machine.together(self._store.wait)
         if self.config.publish == "best" and self.best.get("step", self.step) != self.step:
             folder = self._store.of_step(self.best["step"])
             fatal_load(folder, lambda: load_model_tensors(self.model, read_snapshot(folder).model))
         self.machine.make_whole(self.model)
-        if self.machine.rank == 0:
-            for name, rows in self.records.items():
-                write_lines(self.stage.partial / f"{name}.jsonl", rows)
-            self.stage.run_info(kernels={each.kernel: each.record() for each in self._kernels})
-            self.stage.run_info(execution=self.execution.record())
-            self._progress.close()
-        self.machine.barrier()
+        self.machine.together(self._write_records)
         losses = [row["loss"] for row in self.records["history"] if "loss" in row]
         best = {f"best_{name}": value for name, value in self.best.items()}
         counts = {"steps": self.step, "trained_tokens": int(self.tokens), **self.skips.figures()}
         resolved = {"precision": self.machine.precision.name, "published": self.config.publish}
         return counts | resolved | {"final_train_loss": losses[-1]} | best | self.watch.figures()
 
+    def _write_records(self) -> None:
+        if self.machine.rank:
+            return
+        for name, rows in self.records.items():
+            write_lines(self.stage.partial / f"{name}.jsonl", rows)
+        self.stage.run_info(kernels={each.kernel: each.record() for each in self._kernels})
+        self.stage.run_info(execution=self.execution.record())
+        self._progress.close()
+
     def _position(self) -> tuple[dict, dict]:
         """Data cursor and random state, as they are between two steps."""
         return self.rows.cursor(), capture_rng()
 
     def _write(self, position: tuple[dict, dict], seconds: float | None = None) -> None:
-        """Hand the state to the writer, unless that is busy with the checkpoint before for so long."""
+        """
+        Hand the state to the writer, unless that is busy with the checkpoint before for so long. What ends
+        the run here, skipped steps or a writer's error, ends it on all processes.
+        """
+        self._settle()
         cursors, ranks = zip(*self.machine.gather(position), strict=True)
-        free = self.machine.rank == 0 and self._store.wait(seconds)
+        free = self.machine.together(lambda: self._store.wait(seconds)) and self.machine.rank == 0
         if free or self.machine.sharded:  # a tensor in parts is put together by all
             snapshot = take_snapshot(self, join_cursors(cursors), list(ranks))
         if free:
@@ -287,9 +333,8 @@ class Trainer:
         """Save, wait for the seal as long as there is time, and go; the last sealed checkpoint stands."""
         code, deadline = self._agreement.exit_code, self.config.preempt_deadline_seconds
         self._write(position, self._agreement.seconds_left(deadline))
-        sealed = self._store.wait(self._agreement.seconds_left(deadline))
+        sealed = self.machine.together(lambda: self._store.wait(self._agreement.seconds_left(deadline)))
         late = f"was not sealed within {deadline:g} s; {self._store.newest_name()} stands"
         text = f"checkpoint of step {self.step} {'written' if sealed else late}"
         self.stage.log("stopping", text, step=self.step)
-        self.machine.barrier()
         raise Stopped(code)

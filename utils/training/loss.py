@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.linear_cross_entropy import IGNORED, LossSums, Signals, linear_cross_entropy, row_entropy
+from kernels.linear_cross_entropy import (
+    IGNORED,
+    LossSums,
+    Signals,
+    kept_rows,
+    linear_cross_entropy,
+    row_entropy,
+)
 from kernels.resolution import Asked
 from utils.training.attention import document_spans, whole_rows
 from utils.training.precision import FP32, Precision
@@ -48,6 +55,9 @@ class Objective(Protocol):
 
     def weigh(self, batch: Batch) -> float:
         """Weight of a batch (tokens, pairs), from its ids alone."""
+
+    def trained(self, batch: Batch, device: torch.device | str = "cpu") -> Tensor:
+        """True at the input positions [B, T] whose prediction is scored."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
         """Sums over a batch."""
@@ -91,11 +101,16 @@ class NextTokenLoss:
         self.head = head
 
     def weigh(self, batch: Batch) -> float:
-        return float((next_token_targets(batch)[1] != IGNORED).sum())
+        return float(self.trained(batch).sum())
+
+    def trained(self, batch: Batch, device: torch.device | str = "cpu") -> Tensor:
+        return next_token_targets(batch, device)[1] != IGNORED
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
-        inputs, targets, position = next_token_targets(batch, device_of(model))
-        return head_loss(model, decoder_hidden(model, inputs, position), targets, options=self.head)
+        device = device_of(model)
+        inputs, targets, position = next_token_targets(batch, device)
+        kept_K = scored_rows(self, batch, device)
+        return head_loss(model, decoder_hidden(model, inputs, position), targets, None, self.head, kept_K)
 
 
 next_token_loss = NextTokenLoss()
@@ -116,10 +131,12 @@ def head_loss(
     targets_BT: Tensor,
     weights_BT: Tensor | None = None,
     options: HeadOptions = PLAIN_HEAD,
+    kept_K: Tensor | None = None,
 ) -> LossSums:
     """
     Sums of w * nll and w over the targets that are not -100, and the same as signals; the chunked loss
-    wherever the head is a plain matrix.
+    wherever the head is a plain matrix. `kept_K`, from `scored_rows`, spares a GPU the rows that count
+    nothing.
     """
     head = causal_model(model).get_output_embeddings()
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
@@ -130,6 +147,7 @@ def head_loss(
             head.weight,
             targets_N,
             weights_N,
+            kept_K=kept_K,
             with_entropy=options.with_entropy,
             implementation=options.kernel,
         )
@@ -137,6 +155,19 @@ def head_loss(
         sums = _loss_of_all_logits(head, hidden_ND, targets_N, weights_N, options.with_entropy)
     entropy_sum = math.nan if sums.entropy_sum is None else sums.entropy_sum
     return replace(sums, signals=Signals(sums.loss_sum.detach(), entropy_sum, sums.count))
+
+
+def scored_rows(loss: Objective, batch: Batch, device: torch.device) -> Tensor | None:
+    """
+    Rows of the head worth computing, found where the ids still are on the host, and sent without a wait. None
+    where that is nearly all, and where nobody need or can say without asking a GPU.
+    """
+    if device.type == "cpu" or torch.as_tensor(batch.tokens).device.type != "cpu":
+        return None
+    kept_K = kept_rows(loss.trained(batch).flatten())
+    if kept_K is None:
+        return None
+    return on_device(kept_K.pin_memory() if device.type == "cuda" else kept_K, device)
 
 
 def _loss_of_all_logits(
@@ -200,20 +231,21 @@ class LossModel(nn.Module):
             return self._watch(batch)
 
     def _watched(self) -> bool:
-        """Whether the model has a part that is told which tokens are real."""
+        """Whether the model has a part that is told which tokens are real, or trained."""
         inner = causal_model(self.model)
         return has_routers(inner.config) or hasattr(inner, "counting")
 
     def _watch(self, batch: Batch) -> LossSums:
-        inner = causal_model(self.model)
-        document = on_device(batch.document, device_of(self.model))
-        real_BT = document[:, :-1] >= 0
-        counting = inner.counting(real_BT) if hasattr(inner, "counting") else nullcontext()
+        inner, device = causal_model(self.model), device_of(self.model)
+        counting = nullcontext()
+        if hasattr(inner, "counting"):
+            counting = inner.counting(self.loss.trained(batch, device))
         if not has_routers(inner.config):
             with counting:
                 return self.loss(self.model, batch)
         with counting, recorded_routing(inner.get_decoder()) as passes:
             sums = self.loss(self.model, batch)
+        real_BT = on_device(batch.document, device)[:, :-1] >= 0
         return add_routing(sums, passes, inner.config, real_BT.flatten())
 
 

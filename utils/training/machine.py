@@ -9,9 +9,10 @@ Processes come from `accelerate launch`; without it there is one.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from kernels import linear_cross_entropy, velvet_update
 from kernels.resolution import Asked, Resolution
 from utils.config.training import TrainingConfig
-from utils.pipeline.errors import ConfigError
+from utils.pipeline.errors import ConfigError, StageError
 from utils.pipeline.ranks import join_processes
 from utils.training.determinism import make_deterministic
 from utils.training.loss import LossModel
 from utils.training.precision import Precision, resolve_precision, resolve_threads, store_in_bf16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Machine:
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
             raise ConfigError("only FSDP2 is supported", fix='set "fsdp_version: 2" in the launch config')
         make_deterministic(config)
-        wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         on_cpu = join_processes().device.type == "cpu"
         accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[wrapper])
         threads = resolve_threads(
@@ -133,9 +136,22 @@ class Machine:
         """The value of every process, in order of rank."""
         return gather_object([value]) if self.num_ranks > 1 else [value]
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.accelerator.wait_for_everyone()
+    def together(self, work: Callable[[], T]) -> T:
+        """
+        What `work` gives here, once all processes are through with it. When it fails in one of them they all
+        fail: that one with its error, the others with a StageError.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:  # raised again as soon as the others know
+            failure = error
+        failures = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        if elsewhere := next(filter(None, failures), ""):
+            raise StageError(f"another process failed ({elsewhere})")
+        return result
 
     def scaler(self) -> torch.amp.GradScaler:
         """
@@ -157,11 +173,11 @@ class Machine:
         return f"{self.device.type}{processes}, {threads}, {precision}, kernels {kernels}"
 
 
-def after_step(model: nn.Module) -> None:
-    """Let a model that moves by more than gradients do so, once per optimizer step."""
+def after_step(model: nn.Module, skipped: Tensor) -> None:
+    """Let a model that moves by more than gradients do so, once per optimizer step that was not `skipped`."""
     inner = _inside(model)
     if hasattr(inner, "after_step"):
-        inner.after_step()
+        inner.after_step(skipped)
 
 
 def kernels_of(model: nn.Module, asked: Asked) -> tuple[Resolution, ...]:

@@ -13,7 +13,8 @@ no room. What an operation needs only while it runs is not counted, which is why
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from utils.pipeline.errors import OUT_OF_MEMORY, StageError, lacking_resource
 from utils.training.loss import Batch
 
 HEADROOM = 0.85
 MOMENTS_BYTES, MASTER_BYTES = 8, 4
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
-ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,24 @@ def peak_bytes(device: torch.device) -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an allocation failed."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)
+    return lacking_resource(error) == OUT_OF_MEMORY
+
+
+@contextmanager
+def building_watched(name: str, parameters: int, device: torch.device) -> Iterator[None]:
+    """The region in which a model of so many `parameters` is made; StageError when it does not fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        weights, step = 4 * parameters, (4 + 4 + MOMENTS_BYTES) * parameters
+        raise StageError(
+            f"out of memory while {name} was built on {device.type}: its {parameters:,} parameters take "
+            f"{megabytes(weights)}, and {megabytes(step)} with gradients and moments "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            fix='a smaller "model" (docs/models.md has their sizes), or a machine with more memory',
+        ) from error
 
 
 def megabytes(count: int) -> str:

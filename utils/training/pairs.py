@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.linear_cross_entropy import LossSums, Signals
+from kernels.linear_cross_entropy import IGNORED, LossSums, Signals
 from utils.training.conversations import PackedConversations, pack_documents, trained_targets
 from utils.training.loss import device_of, token_scores
 
@@ -153,6 +153,9 @@ class PreferenceObjective:
 
     def weigh(self, batch: PairBatch) -> float:
         return float(len(batch.index))
+
+    def trained(self, batch: PairBatch, device: torch.device | str = "cpu") -> Tensor:
+        return trained_targets(batch, device)[1] != IGNORED
 
     def __call__(self, model: nn.Module, batch: PairBatch) -> LossSums:
         reference = self.reference(model, batch)

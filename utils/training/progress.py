@@ -97,7 +97,7 @@ class Progress:
             self._trackers.write(step, {f"eval/{name}": value for name, value in numbers.items()})
         loss = numbers["val_loss"]
         parts = [f"{step:,}  val loss {loss:.4f}"]
-        parts += [f"(ppl {_perplexity(loss):,.1f})"] if self._unit == "tokens" else []
+        parts += [f"(ppl {_shown_perplexity(loss)})"] if self._unit == "tokens" else []
         parts += [
             f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items() if name != "val_loss"
         ]
@@ -129,6 +129,11 @@ class Progress:
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, LARGEST_EXPONENT))
+
+
+def _shown_perplexity(loss: float) -> str:
+    """For people, to whom more than a billion says nothing."""
+    return ">1e9" if loss > math.log(1e9) else f"{math.exp(loss):,.1f}"
 
 
 def _span(seconds: float) -> str:

@@ -12,6 +12,7 @@ from utils.pipeline.errors import ConfigError
 from utils.training.loss import Batch
 
 MOST_UNTRIED_ROWS = 16
+MOST_NAMED = 8  # divisors in a message
 
 
 class Rows(Protocol):
@@ -89,7 +90,10 @@ def micro_batch_rows(asked: int | Literal["auto"], batch_rows: int, num_ranks: i
         return max(size for size in divisors(rows) if size <= MOST_UNTRIED_ROWS)
     asked = min(asked, rows)
     if rows % asked:
-        raise ConfigError(f'"micro_batch_rows": {asked} does not divide the {rows} rows of a process')
+        raise ConfigError(
+            f'"micro_batch_rows": {asked} does not divide the {rows} rows of a process',
+            fix=f'"micro_batch_rows": {" or ".join(map(str, divisors(rows)[-MOST_NAMED:]))}, or "auto"',
+        )
     return asked
 
 

@@ -33,6 +33,7 @@ def take_snapshot(trainer: "Trainer", cursor: dict, rng: list[dict[str, Tensor]]
         "precision": trainer.machine.precision.name,
         "execution": trainer.execution.stamp(),
         "scaler": trainer.scaler.state_dict(),
+        "unevaluated": trainer.unevaluated,
     }
     return Snapshot(
         step=trainer.step,
@@ -55,6 +56,7 @@ def restore(trainer: "Trainer", snapshot: Snapshot) -> None:
     load(trainer, snapshot)
     trainer.step, trainer.tokens = snapshot.step, float(snapshot.tokens)
     trainer.best, trainer.records = snapshot.best, snapshot.records
+    trainer.unevaluated = state.get("unevaluated", False)
     trainer.skips.restore(state)
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.execution.recall(state["execution"])

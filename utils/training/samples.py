@@ -23,15 +23,17 @@ def continuations(
     end_ids: list[int],
     temperature: float = 0.0,
     seed: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
     """
     New ids for each prompt, without the id that ended them: the likeliest ones at temperature 0, else drawn
-    by a generator of their own. No other random state is touched.
+    by a generator of their own. No other random state is touched. Once `stopping`, nothing is added any more.
     """
     was_training = model.training
     model.eval()
     samples = [
-        _continue(model, prompt, new_tokens, set(end_ids), _chooser(temperature, seed)) for prompt in prompts
+        _continue(model, prompt, new_tokens, set(end_ids), _chooser(temperature, seed), stopping)
+        for prompt in prompts
     ]
     model.train(was_training)
     return samples
@@ -51,11 +53,18 @@ def _chooser(temperature: float, seed: int) -> Choose:
 
 
 def _continue(
-    model: nn.Module, prompt: list[int], new_tokens: int, end_ids: set[int], choose: Choose
+    model: nn.Module,
+    prompt: list[int],
+    new_tokens: int,
+    end_ids: set[int],
+    choose: Choose,
+    stopping: Callable[[], bool],
 ) -> list[int]:
     ids, cache = torch.tensor([prompt], device=device_of(model)), None
     produced: list[int] = []
     for _ in range(new_tokens):
+        if stopping():
+            break
         output = model(input_ids=ids, past_key_values=cache, use_cache=True)
         following = choose(output.logits[0, -1])
         if following in end_ids:

@@ -1,6 +1,7 @@
 """
 What a run proves about itself before its first update: it optimises what it says it does.
 
+    check_ids(model, batches, special_ids)             every id is one that model and tokenizer agree on
     check_alignment(model, loss, batch, precision)     loss = per-token NLL from plain logits on the same rows
     check_causality(model, batch)                      the last input changes no earlier output
     check_isolation(model, batch)                      changing one document changes no other
@@ -11,13 +12,24 @@ Each ends the stage with what was found. A shift made twice, a mask that leaks, 
 scale would otherwise show as a slightly worse model.
 """
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.pipeline.errors import StageError
 from utils.training.attention import any_precision
-from utils.training.loss import IGNORED, Batch, decoder_hidden, device_of, mean_loss, next_token_targets
+from utils.training.loss import (
+    IGNORED,
+    Batch,
+    Objective,
+    decoder_hidden,
+    device_of,
+    next_token_targets,
+    sum_losses,
+)
 from utils.training.precision import Precision
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -26,10 +38,26 @@ LEAK_TOLERANCE = 1e-4
 OFFSET_TOLERANCE = 0.05
 
 
+def check_ids(model: nn.Module, batches: Iterable[Batch], special_ids: Mapping[str, int]) -> None:
+    """Every id of the rows is one of the model's, whose special ids are the tokenizer's (-1: none)."""
+    size = _vocab_size(model)
+    for tokens in (np.asarray(batch.tokens) for batch in batches):
+        if tokens.min() < 0 or tokens.max() >= size:
+            found = f"{tokens.min()} to {tokens.max()}"
+            raise StageError(f"self-test: a row has ids from {found}, the model knows 0 to {size - 1}")
+    for name in ("bos", "eos", "pad"):
+        found, expected = getattr(model.config, f"{name}_token_id"), special_ids.get(name, -1)
+        if (-1 if found is None else found) != expected:
+            raise StageError(f"self-test: {name} is {found} in the model, {expected} in the tokenizer")
+
+
 @torch.no_grad()
-def check_alignment(model: nn.Module, batch: Batch, precision: Precision) -> float:
-    """The loss that will be optimised against a direct computation from `model(...).logits`; returns it."""
-    claimed = mean_loss(model, [batch], precision=precision)
+def check_alignment(model: nn.Module, loss: Objective, batch: Batch, precision: Precision) -> float:
+    """
+    The loss per weight that will be optimised against a direct computation from `model(...).logits`; returns
+    it.
+    """
+    claimed = sum_losses(model, [batch], loss, precision)[0] / max(loss.weigh(batch), 1.0)
     tokens = torch.as_tensor(batch.tokens, device=device_of(model)).long()
     _, targets, position = next_token_targets(batch, device_of(model))
     with any_precision(model):
@@ -95,12 +123,18 @@ def check_offset(model: nn.Module, batch: Batch) -> tuple[float, float]:
     tokens = torch.as_tensor(batch.tokens, device=inputs.device).long()
     document = torch.as_tensor(batch.document, device=inputs.device)
     whole = (document[:, :-2] == document[:, 2:]) & (document[:, 2:] >= 0)
-    logits = model(input_ids=inputs, position_ids=position, use_cache=False).logits[:, :-1][whole].float()
-    known = torch.log_softmax(logits, -1)
-    blind = known.exp().mean(0).log()
-    next_ids, later_ids = tokens[:, 1:-1][whole], tokens[:, 2:][whole]
-    following, later = (-known.gather(1, ids[:, None]).mean() for ids in (next_ids, later_ids))
-    gain = (-blind[later_ids].mean() - later) - (-blind[next_ids].mean() - following)
+    nll, ids, predicted = [], [], torch.zeros((), device=inputs.device)
+    for row, inside in enumerate(whole):  # the logits of one row at a time: all of them may be gigabytes
+        given = {"input_ids": inputs[row : row + 1], "position_ids": position[row : row + 1]}
+        logits = model(**given, use_cache=False).logits[0, :-1][inside]
+        known = torch.log_softmax(logits.float(), -1)
+        ids.append(torch.stack([tokens[row, 1:-1][inside], tokens[row, 2:][inside]], 1))
+        nll.append(-known.gather(1, ids[-1]))
+        predicted = predicted + known.exp().sum(0)
+    informed, ids_N2 = torch.cat(nll).mean(0), torch.cat(ids)
+    blind = -(predicted / len(ids_N2)).log()[ids_N2].mean(0)
+    (following, later), gains = informed, blind - informed
+    gain = gains[1] - gains[0]
     if later < following and gain > OFFSET_TOLERANCE:
         raise StageError(
             f"this model predicts the token after next ({later:.3f} nats, the next one {following:.3f}); "

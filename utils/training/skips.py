@@ -3,6 +3,7 @@ Steps that were not taken because something in them was not finite: counted, wri
 row end the run.
 
     skips = Skips(stage, most_in_a_row=5, writes=True, last_good=store.newest_name)
+    skips.cut_after(step)                        # of a resumed run: what it did beyond is not its past
     skips.count(row, history, cursor, rows.row_ids)
 
 The data go on, the weights and the optimizer do not. log/skipped.jsonl says which rows (their ids, and the
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from utils.pipeline.errors import StageError
 from utils.pipeline.stage import Stage
+from utils.training.trackers import cut_after
 
 RECENT_LOSSES = 20
 
@@ -25,6 +27,12 @@ class Skips:
     def __init__(self, stage: Stage, most_in_a_row: int, writes: bool, last_good: Callable[[], str]) -> None:
         self.total = self.in_a_row = self.overflows = 0
         self._stage, self._most, self._writes, self._last_good = stage, most_in_a_row, writes, last_good
+        self._file = stage.partial / "log" / "skipped.jsonl"
+
+    def cut_after(self, step: int) -> None:
+        """Drop what an earlier process wrote down of later steps, which will be taken again."""
+        if self._writes:
+            cut_after(self._file, step)
 
     def count(
         self, row: dict, history: list[dict], cursor: dict, row_ids: Callable[[dict], list[list[int]]]
@@ -46,9 +54,18 @@ class Skips:
         if self.in_a_row >= self._most:
             raise StageError(
                 f"{self.in_a_row} steps in a row had a gradient that is not finite, "
-                f"the last one step {step}; the last good checkpoint is {self._last_good()}",
-                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "bf16" or "fp32"',
+                f"the last one step {step}; {self._newest(step - self.in_a_row)}",
+                fix='lower "learning_rate", raise "warmup_steps", or set "precision": "bf16" or "fp32", '
+                "and start again with --resume never",
             )
+
+    def _newest(self, taken: int) -> str:
+        """The newest checkpoint in words; those saved after the step last `taken` have its weights."""
+        name = self._last_good()
+        among = taken > 0 and name.startswith("step_") and name > f"step_{taken:08d}"
+        return f"the last good checkpoint is {name}" + (
+            f", if step {taken} was good: it has the weights after that step" if among else ""
+        )
 
     def state(self) -> dict[str, int]:
         """For the checkpoint."""
@@ -70,7 +87,6 @@ class Skips:
     def _write(self, row: dict) -> None:
         if not self._writes:
             return
-        folder = self._stage.partial / "log"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "skipped.jsonl", "a", encoding="ascii") as file:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file, "a", encoding="ascii") as file:
             file.write(json.dumps(row) + "\n")

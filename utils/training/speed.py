@@ -7,7 +7,9 @@ How much of the machine a run uses: model FLOPs per second over what the device 
     speed = speed_of(machine, flops_per_token=2.99e7)
     speed.shares(tokens_per_second=25_000)       # {"gemm_fraction": 0.41}
 
-Only scored tokens count, so padding lowers both. Clocks live in log/ and in the manifest's `run`.
+Only scored tokens count, so padding lowers both. Clocks live in log/ and in the manifest's `run`. Stage 50
+alone reports them: a token of a tuned model has no one cost, since frozen weights need no gradient, and stage
+90 counts pairs and asks a reference as well.
 """
 
 import time
@@ -63,9 +65,13 @@ def stated_peak(device_name: str) -> float | None:
 
 @torch.no_grad()
 def measure_gemm(device: torch.device, dtype: torch.dtype, seconds: float = GEMM_SECONDS) -> float:
-    """FLOPs per second of the best square product within `seconds`."""
+    """
+    FLOPs per second of the best square product within `seconds`, of normal numbers: a GPU draws less power
+    and clocks higher on constant ones.
+    """
     size = GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
-    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # the run's random state stays as it is
+    left, right = (torch.randn(size, size, generator=own, device=device).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     _timed_product(left, right)
     while time.perf_counter() < end:

@@ -6,6 +6,7 @@ When a run evaluates and saves, how fast it is, and how long it will still take.
     timing.step(weight=8_192, seconds=0.9)        # a step alone
     timing.pause(100, seconds=6.1)                # between step 100 and the next: evaluation, saving
     timing.rate(), timing.seconds_left(100)
+    stage.run_info(schedule=resolved_schedule(config, schedule))    # what "auto" came to
 
 The rate is that of the last 20 steps. The first 10 of a process (caches, compiling) count only until there
 are others.
@@ -17,6 +18,7 @@ from math import lcm
 from typing import NamedTuple, Protocol
 
 from utils.config.training import TrainingConfig
+from utils.training.choice import Choice
 
 AUTO_INTERVALS = 20
 TIMED_STEPS = 20
@@ -28,6 +30,7 @@ class Schedule(Protocol):
 
     steps: int
     warmup_steps: int
+    peak: float
 
     def __call__(self, step: int) -> float: ...
 
@@ -62,6 +65,21 @@ class Due:
             for every in (self.eval_every, self.save_every, lcm(self.eval_every, self.save_every))
         )
         return evaluations + 1, savings - both
+
+
+def resolved_schedule(config: TrainingConfig, schedule: Schedule) -> dict[str, dict]:
+    """What the manifest says of the run's intervals and rate: asked for, as they came out, and why."""
+    due, of_run = Due.of(config, schedule.steps), f"a twentieth of {schedule.steps:,} steps"
+    found = {
+        "eval_every_steps": (config.eval_every_steps, due.eval_every, of_run),
+        "save_every_steps": (config.save_every_steps, due.save_every, of_run),
+        "warmup_steps": (config.schedule.warmup_steps, schedule.warmup_steps, "by steps and beta2"),
+        "learning_rate": (config.optimizer.learning_rate, schedule.peak, "by what is trained"),
+    }
+    return {
+        name: Choice(asked, resolved, why if asked == "auto" else "asked for").record()
+        for name, (asked, resolved, why) in found.items()
+    }
 
 
 class Timed(NamedTuple):

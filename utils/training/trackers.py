@@ -51,7 +51,7 @@ class Trackers:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._warn = folder / "metrics.jsonl", warn
-        _cut_after(self._path, from_step)
+        cut_after(self._path, from_step)
         self.sinks: dict[str, Sink] = {}
         for kind in kinds:
             self._guarded(kind, self._open, folder, from_step, settings)
@@ -120,7 +120,7 @@ class Wandb:
         self._run.finish()
 
 
-def _cut_after(path: Path, step: int) -> None:
+def cut_after(path: Path, step: int) -> None:
     """Drop rows after `step`, and a last line that a kill tore."""
     if not path.exists():
         return

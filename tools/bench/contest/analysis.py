@@ -17,12 +17,15 @@ import numpy as np
 
 RIVALS = ("A", "C", "G")
 LEAST_IMPROVEMENT = 0.005
+FEWEST_SEEDS = 5
 DRAWS = 10_000
 RULE = (
     "Velvet helps only if F beats each of A, C and G with the lower end of the 95 % t-interval of the paired "
-    "relative improvement of the final held-out loss above 0.5 %; otherwise: no evidence."
+    "relative improvement of the final held-out loss above 0.5 %; otherwise: no evidence. "
+    f"Fewer than {FEWEST_SEEDS} seeds give no verdict."
 )
 HELPS, NO_EVIDENCE = "Velvet helps", "no evidence"
+NO_VERDICT = f"none (fewer than {FEWEST_SEEDS} seeds)"
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
          2.131, 2.120, 2.110, 2.101, 2.093, 2.086)  # fmt: skip
 """Student's t at 0.975 for 1 to 20 degrees of freedom; the last serves beyond (slightly too wide)."""
@@ -49,8 +52,12 @@ def compare(rival: Sequence[float], ours: Sequence[float]) -> Paired:
 
 
 def verdict(losses: Mapping[str, Sequence[float]]) -> tuple[str, dict[str, Paired]]:
-    """Apply the rule to final losses by arm; every arm but F gets its comparison."""
-    compared = {arm: compare(values, losses["F"]) for arm, values in losses.items() if arm != "F"}
+    """Apply the rule to final losses by arm; every arm but F gets its comparison, from two seeds on."""
+    ours = losses.get("F", [])
+    rivals = {arm: values for arm, values in losses.items() if arm != "F" and len(ours) > 1}
+    compared = {arm: compare(values, ours) for arm, values in rivals.items()}
+    if min(map(len, losses.values())) < FEWEST_SEEDS:
+        return NO_VERDICT, compared
     if not set(RIVALS) <= compared.keys():
         return NO_EVIDENCE, compared
     held = all(compared[arm].t_interval[0] > LEAST_IMPROVEMENT for arm in RIVALS)

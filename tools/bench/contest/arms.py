@@ -14,7 +14,8 @@ from itertools import product
 
 from utils.pipeline.hashing import canonical_json, sha256_hex
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""Of what a run computes and keeps; 2 added settings, config digest and versions to each result."""
 TUNING_SEED = 1000
 """Trials use this one, finals count from 0: no seed that chose a setting judges it."""
 

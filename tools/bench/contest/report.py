@@ -12,21 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from tools.bench.contest.analysis import RULE, Paired, summarise, verdict
 from tools.bench.contest.arms import ARMS, PROTOCOL, Form
 from tools.bench.contest.plots import Line, chart, page
-from utils.pipeline.environment import host_class
+from utils.pipeline.hashing import canonical_json, sha256_hex
 
 Runs = Mapping[str, Sequence[dict]]
 
 
 def write_report(folder: Path, form: Form, tuned: Runs, finals: Runs, seeds: Sequence[int]) -> str:
-    """Judge, write, and return the verdict. ValueError when arms did not start from the same place."""
+    """
+    Judge, write, and return the verdict. ValueError when arms did not start from the same place or under the
+    same settings.
+    """
     _same_start(finals)
+    _same_settings(finals)
     losses = {arm: [run["result"]["val_loss"] for run in runs] for arm, runs in finals.items()}
-    said, compared = verdict(losses) if "F" in losses and len(seeds) > 1 else ("no evidence", {})
+    said, compared = verdict(losses)
     summary = _summaries(finals)
     report = {
         "protocol": PROTOCOL,
@@ -40,8 +42,6 @@ def write_report(folder: Path, form: Form, tuned: Runs, finals: Runs, seeds: Seq
         "trials": {arm: [_brief(run) for run in runs] for arm, runs in tuned.items()},
         "chosen": {arm: runs[0]["spec"] for arm, runs in finals.items()},
         "runs": [run for runs in finals.values() for run in runs],
-        "versions": {"torch": torch.__version__},
-        "device": host_class(),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="ascii")
     charts = _charts(tuned, finals)
@@ -79,6 +79,18 @@ def _same_start(finals: Runs) -> None:
             found = run["result"]["init_sha256"], run["result"]["data_sha256"]
             if known.setdefault(run["spec"]["seed"], found) != found:
                 raise ValueError(f"arm {arm}, seed {run['spec']['seed']}: other initial weights or rows")
+
+
+def _same_settings(finals: Runs) -> None:
+    """Batch, precision, clipping, groups and warm-up must be the same in all runs."""
+    known: dict = {}
+    for arm, runs in finals.items():
+        for run in runs:
+            found = run["result"]["settings"]
+            known = known or found
+            if run["result"]["settings_sha256"] != sha256_hex(canonical_json(known)):
+                differs = [name for name in sorted(known | found) if known.get(name) != found.get(name)]
+                raise ValueError(f"arm {arm}, seed {run['spec']['seed']}: other {', '.join(differs)}")
 
 
 def _brief(run: dict) -> dict:

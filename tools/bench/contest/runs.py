@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from kernels.linear_cross_entropy import LossSums, Signals
 from tools.bench.contest.arms import Form, RunSpec
 from tools.bench.text import Rows, one_document_each, story_rows
+from tools.bench.turns import versions
 from utils.config.architecture import Architecture
 from utils.config.training import EntropyConfig, OptimizerConfig, PerplexityConfig, ScheduleConfig
 from utils.models.llama import build_llama, initialise
@@ -32,6 +34,7 @@ from utils.optim.groups import build_optimizer, parameter_groups
 from utils.optim.schedule import Schedule
 from utils.optim.velvet import Velvet
 from utils.packing.dataset import PackedDataset
+from utils.pipeline.hashing import canonical_json, sha256_hex
 from utils.pipeline.workspace import REPOSITORY
 from utils.training.gradients import GradientStep, SignalStep, Totals
 from utils.training.loss import HeadOptions, NextTokenLoss, mean_loss
@@ -88,6 +91,7 @@ def train(spec: RunSpec, form: Form, replay: Sequence[Sequence[float]] = ()) -> 
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
     order = row_order(form, spec.seed, len(data.train))
     step = Contestant(spec, form, model, replay)
+    settings = step.settings() | {"batch_rows": order.shape[1], "row_tokens": form.row_tokens}
     held_out = [one_document_each(data.val[:CURVE_ROWS])]
     series: dict[str, list] = {name: [] for name in ("loss", "eta", "s", "b", "grad_norm", "optimizer_ms")}
     curve, steps, started = [], round(spec.share * form.steps), time.perf_counter()
@@ -117,6 +121,10 @@ def train(spec: RunSpec, form: Form, replay: Sequence[Sequence[float]] = ()) -> 
         "peak_bytes": _peak_bytes(form),
         "init_sha256": digest.hexdigest(),
         "data_sha256": hashlib.sha256(order.tobytes() + data.train.tobytes()).hexdigest(),
+        "settings": settings,
+        "settings_sha256": sha256_hex(canonical_json(settings)),
+        "config_sha256": sha256_hex(canonical_json([asdict(form), asdict(spec), settings, step.config()])),
+        "versions": versions(torch.device(form.device)),
     }
 
 
@@ -138,16 +146,32 @@ class Contestant:
 
         self.precision = Precision("bf16" if form.device == "cuda" else "fp32", form.device)
         self._model, self._replay, self._now = model, replay, (0.0, 0.0)
-        config = optimizer_config(spec)
+        self._config = config = optimizer_config(spec)
         self._loss = NextTokenLoss(HeadOptions(config.follows_entropy))
-        shape = ScheduleConfig(
+        self._shape = ScheduleConfig(
             kind=spec.schedule, warmup_steps=form.warmup_steps, decay_fraction=0.3, final_fraction=0.1
         )
-        self._schedule = Schedule.of(shape, spec.rate, form.steps, spec.beta2)
-        optimizer = self._optimizer(spec, config)
+        self._schedule = Schedule.of(self._shape, spec.rate, form.steps, spec.beta2)
+        self._optimizer = optimizer = self._build_optimizer(spec, config)
         kind = SignalStep if isinstance(optimizer, Velvet) else GradientStep
         parameters, scaler = trainable_parameters(model), self.precision.scaler()
-        self._step = kind(model, optimizer, parameters, scaler, None, MAX_NORM, lambda: False)
+        limit = config.max_gradient_norm
+        self._step = kind(model, optimizer, parameters, scaler, None, limit, lambda: False)
+
+    def settings(self) -> dict[str, object]:
+        """What has to be the same for all arms, as this one has it."""
+        groups = {group["label"]: group["names"] for group in self._optimizer.param_groups}
+        return {
+            "precision": self.precision.name,
+            "max_gradient_norm": self._config.max_gradient_norm,
+            "warmup_steps": self._schedule.warmup_steps,
+            "groups_sha256": sha256_hex(canonical_json(groups)),
+        }
+
+    def config(self) -> dict[str, dict]:
+        """The product's configs behind this arm."""
+        parts = {"optimizer": self._config, "schedule": self._shape}
+        return {name: each.model_dump(mode="json") for name, each in parts.items()}
 
     def __call__(self, number: int, rows: Rows) -> dict[str, float | None]:
         with self.precision.autocast():
@@ -174,7 +198,7 @@ class Contestant:
         followed = (torch.as_tensor(each).to(loss.device, torch.float64).detach() for each in sums.signals)
         return Totals(loss / sums.count, {}, Signals(*followed), [])
 
-    def _optimizer(self, spec: RunSpec, config: OptimizerConfig) -> torch.optim.Optimizer:
+    def _build_optimizer(self, spec: RunSpec, config: OptimizerConfig) -> torch.optim.Optimizer:
         if spec.arm == "H":
             return MuonAndAdamW(self._model, config, spec.rate)
         if spec.arm != "C":
