@@ -1,6 +1,8 @@
 """How steps are executed: what is tried, what is kept, and that nothing of it changes what is computed."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from utils.training import execution, layers, rehearsal
 from utils.training.advice import Situation, possible_edits
 from utils.training.loss import NextTokenLoss
 from utils.training.memory import footprint_of, free_host_bytes, ran_out, saved_bytes
-from utils.training.rehearsal import Rehearsal, doubling
+from utils.training.rehearsal import Rehearsal, best_threads, doubling
 from utils.training.state import model_tensors
 
 FAKE = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -310,7 +312,11 @@ def test_threads_are_timed_and_the_faster_number_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.training.precision.usable_cores", lambda: 2)
     monkeypatch.setattr(Rehearsal, "_quickest", lambda *_: 1.0 if torch.get_num_threads() == 1 else 2.0)
     assert trained(tmp_path, Limited(8), cpu_threads="auto") == 0
-    assert manifest(tmp_path)["cpu_threads"] == {"asked": "auto", "resolved": 1, "reason": "faster than 2"}
+    assert manifest(tmp_path)["cpu_threads"] == {
+        "asked": "auto",
+        "resolved": 1,
+        "reason": "clearly faster than 2",
+    }
     assert torch.get_num_threads() == 1
 
 
@@ -388,3 +394,41 @@ def test_a_compiler_that_fails_ends_on_and_turns_auto_off(tmp_path, capsys, monk
     assert "".join(capsys.readouterr()).count("compile: off, since the compiler failed") == 1
     assert "no compiler here" in manifest(tmp_path / "auto")["compile"]["reason"]
     torch._dynamo.reset()
+
+
+class Timed:
+    """A rehearsal that takes as long as it is told, by threads."""
+
+    def __init__(self, **seconds: float | None) -> None:
+        self.machine = SimpleNamespace(num_ranks=1)
+        self._seconds, self.cooled, self.enough = seconds, 0, []
+
+    def cool(self) -> None:
+        self.cooled += 1
+
+    def seconds(self, size: int, enough: float) -> float | None:
+        self.enough.append(enough)
+        return self._seconds[f"n{torch.get_num_threads()}"]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "chosen"),
+    [
+        (1.0, 0.7, 2),
+        (1.0, 1.15, 2),
+        (1.0, 1.3, 1),
+        (1.0, 9.0, 1),
+        (1.0, None, 1),
+        (None, 1.0, 2),
+        (None, None, 1),
+    ],
+)
+def test_all_threads_are_used_unless_one_is_clearly_faster(one, two, chosen):
+    before = torch.get_num_threads()
+    rehearsal = Timed(n1=one, n2=two)
+    try:
+        assert best_threads(rehearsal, [1, 2], 4) == chosen
+    finally:
+        torch.set_num_threads(before)
+    assert rehearsal.cooled == 2 and rehearsal.enough[0] == math.inf
+    assert rehearsal.enough[1] == (math.inf if one is None else 2 * one)

@@ -189,8 +189,9 @@ class TrainingConfig(StageConfig):
     """
     cpu_threads: Runtime[int | Literal["auto"]] = "auto"
     """
-    Threads per process; "auto" is the faster of one and this process's share of the usable cores, found once
-    and kept with the run. The last bits depend on it: give a number where runs have to be equal to the byte.
+    Threads per process; "auto" is this process's share of the usable cores, or one where that is clearly
+    faster, found once and kept with the run. The last bits depend on it: give a number where runs have to be
+    equal to the byte.
     """
     eval_every_steps: int | Literal["auto"] = "auto"
     """Optimizer steps between evaluations; "auto" is a twentieth of the run."""

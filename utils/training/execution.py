@@ -132,7 +132,9 @@ class Execution:
         size = max(each for each in divisors(self._rows_of_rank) if each <= THREADS_TRIAL_ROWS)
         found = best_threads(self._rehearsal, [1, most], min(size, self.micro_rows))
         torch.set_num_threads(found)
-        return Choice(asked, found, f"faster than {most if found == 1 else 1}")
+        return Choice(
+            asked, found, f"clearly faster than {most}" if found == 1 else "1 is not clearly faster"
+        )
 
     def _rows(self, known: dict[str, int]) -> Choice:
         asked, sizes = self._config.micro_batch_rows, divisors(self._rows_of_rank)

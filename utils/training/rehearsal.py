@@ -26,6 +26,8 @@ from utils.training.rows import Rows
 from utils.training.state import trainable_parameters
 
 TIMED_PASSES = 2
+CLEARLY, HOPELESS = 1.2, 2.0
+"""How much slower a number of threads may measure and still be taken, and from where one pass is enough."""
 SEARCH_SECONDS = 10.0
 
 
@@ -100,6 +102,10 @@ class Rehearsal:
         total, failures = self.machine.sum([quickest, float(failed)])
         return None if failures else total
 
+    def cool(self) -> None:
+        """Pass once unmeasured before the next measurement, as after a change that prepares things anew."""
+        self._warm = False
+
     def _quickest(self, batch: Batch, enough: float) -> float:
         if not self._warm:
             self.once(batch)
@@ -151,13 +157,19 @@ def best_rows(rehearsal: Rehearsal, sizes: Sequence[int], footprint: Footprint) 
 
 def best_threads(rehearsal: Rehearsal, candidates: Sequence[int], size: int) -> int:
     """
-    The fastest number of threads for micro-batches of `size` rows. Cores that other programs keep busy make
-    two threads many times slower than one.
+    The number of threads for micro-batches of `size` rows: the largest, unless a smaller one is clearly
+    faster. Cores that other programs keep busy make two threads many times slower than one; a few passes
+    cannot tell less than a fifth.
     """
     found: dict[int, float | None] = {}
     for threads in candidates:
         torch.set_num_threads(threads)
+        rehearsal.cool()
         known = [each for each in found.values() if each is not None]
-        enough = min(known, default=math.inf) / rehearsal.machine.num_ranks
+        enough = HOPELESS * min(known, default=math.inf) / rehearsal.machine.num_ranks
         found[threads] = rehearsal.seconds(size, enough)
-    return min(candidates, key=lambda threads: (found[threads] is None, found[threads]))
+    fitting = {threads: seconds for threads, seconds in found.items() if seconds is not None}
+    quickest = min(fitting.values(), default=0.0)
+    return max(
+        (n for n, seconds in fitting.items() if seconds <= CLEARLY * quickest), default=min(candidates)
+    )
