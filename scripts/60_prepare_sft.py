@@ -3,13 +3,13 @@
 
     python scripts/60_prepare_sft.py --config config/demo/60_prepare_sft.json
 
-Reads   chats that stage 10 wrote or files of your own, the frozen tokenizer (30), a chat template
+Reads   chats that stage 10 wrote, files of your own, datasets of the Hub; the frozen tokenizer (30), a chat
+        template
 Writes  per split .bin .trained .idx .rows.jsonl.zst; rejected.jsonl.zst, stats.json, DATA_CARD.md,
         chat_template.jinja
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +27,7 @@ def main(config: SFTDataConfig, stage: Stage) -> dict:
     from utils.chat.prepare import Item, Tally
     from utils.chat.reading import RowShape, read_sources
     from utils.chat.templates import ChatTemplate
+    from utils.corpus.row_lines import row_lines
     from utils.packing.index import SpecialIds
     from utils.packing.rows import RowsWriter
     from utils.pipeline.tokenizer_identity import with_template
@@ -49,11 +50,11 @@ def main(config: SFTDataConfig, stage: Stage) -> dict:
     tally = Tally(config.max_rejected_fraction)
     build = DatasetBuild(stage.partial, fractions, config.seed, tally, open_tokens)
     shape = RowShape(FORMATS, chat_format, "duplicate")
-    formats = read_sources(stage, config.sources, read_lines, shape, admit)
+    formats = read_sources(stage, config.sources, row_lines, shape, admit)
     build.finish()
 
     for source in config.sources:
-        if source.kind == "local":
+        if source.kind != "generated":
             build.count_into(stage.source(source.name))
     stats = dataset_stats(
         "chat", build.stats, tally, formats=formats, notes=dict(sorted(build.notes.items()))
@@ -61,14 +62,6 @@ def main(config: SFTDataConfig, stage: Stage) -> dict:
     stage.set_tokenizer(block)
     write_description(stage, "Conversations", stats, encoder, config.template)
     return {"template": config.template, "end_of_turn": encoder.end_of_turn} | stats
-
-
-def read_lines(name: str, open_file: object) -> Iterator[bytes]:
-    """The rows of any supported file as JSON lines."""
-    from utils.corpus.sources import Cursor, ReadSettings, SourceFile, read_blocks
-
-    for block in read_blocks(name, [SourceFile(name, open_file)], ReadSettings(), Cursor()):
-        yield from block.rows
 
 
 if __name__ == "__main__":

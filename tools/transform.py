@@ -61,8 +61,9 @@ def build(config: TransformConfig, stage: Stage) -> dict:
 def count_rows(config: TransformConfig, stage: Stage) -> int:
     """How many rows the sources have. ConfigError, before anything is paid for, if that is a slip."""
     from utils.chat.reading import read_source
+    from utils.corpus.row_lines import row_lines
 
-    files = (rows for source in config.sources for _, rows in read_source(stage, source, read_lines))
+    files = (rows for source in config.sources for _, rows in read_source(stage, source, row_lines))
     total = sum(1 for rows in files for _ in rows)
     if total > config.limits.max_rows:
         raise ConfigError(
@@ -79,6 +80,7 @@ def source_rows(config: TransformConfig, stage: Stage) -> Iterator[SourceRow]:
     from utils.chat.pairs import PAIR_FORMATS, pair_format
     from utils.chat.prepare import adapt_rows
     from utils.chat.reading import read_source
+    from utils.corpus.row_lines import row_lines
     from utils.generate.transform import SourceRow
 
     chats = isinstance(config, SFTToDPOConfig)
@@ -86,7 +88,7 @@ def source_rows(config: TransformConfig, stage: Stage) -> Iterator[SourceRow]:
     number = 0
     for source in config.sources:
         before = number
-        for reading, rows in read_source(stage, source, read_lines):
+        for reading, rows in read_source(stage, source, row_lines):
             name, items = adapt_rows(rows, reading, table, named)
             stage.log("reading", f"{reading.where} as {name}")
             for item in items:
@@ -96,7 +98,7 @@ def source_rows(config: TransformConfig, stage: Stage) -> Iterator[SourceRow]:
                     yield SourceRow(number, where, problem=item.result.reason, detail=item.result.detail)
                 else:
                     yield SourceRow(number, where, *turns_of(item.result))
-        if source.kind == "local":
+        if source.kind != "generated":
             stage.source(source.name).count(number - before, number - before)
 
 
@@ -107,14 +109,6 @@ def turns_of(row: Conversation | Pair) -> tuple[tuple[dict[str, str], ...], str]
     turns = row.messages[:-1] if isinstance(row, Conversation) else row.prompt
     chosen = row.messages[-1].content if isinstance(row, Conversation) else row.chosen
     return tuple({"role": turn.role, "content": turn.content} for turn in turns), chosen
-
-
-def read_lines(name: str, open_file: object) -> Iterator[bytes]:
-    """The rows of any supported file as JSON lines."""
-    from utils.corpus.sources import Cursor, ReadSettings, SourceFile, read_blocks
-
-    for block in read_blocks(name, [SourceFile(name, open_file)], ReadSettings(), Cursor()):
-        yield from block.rows
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ INPUTS = {"continue_from"}  # by the digest of what is there
 MINIMAL = {"output": "o", "model": "demo", "inputs": {"tokenizer": "t", "data": [{"path": "d"}]}}
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "local"])
+@pytest.mark.parametrize("profile", ["smoke", "demo", "local", "tiny", "small", "base"])
 def test_shipped_configs_load(profile):
     loaded = load_config(Path(f"config/{profile}/50_pretrain.json"), PretrainConfig, REPOSITORY)
     assert loaded.config.output == f"checkpoints/{profile}/base"

@@ -97,8 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"id": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings})
         elif what == "tree":
             entries = _entries(files, below, "recursive" in query)
-            known = not below or entries
-            self._answer(200 if known else 404, entries, {} if known else {"X-Error-Code": "EntryNotFound"})
+            if not entries and below:
+                self._answer(404, {"error": "EntryNotFound"}, {"X-Error-Code": "EntryNotFound"})
+            else:
+                self._answer(200, entries)
         else:
             asked = parse_qs(body.decode()).get("paths", []) if b"=" in body else json.loads(body)["paths"]
             everything = {entry["path"]: entry for entry in _entries(files, "", recursive=True)}

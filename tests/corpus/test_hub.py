@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -17,7 +18,7 @@ from utils.corpus import sources
 from utils.corpus.hub import HubDataset, hub_blocks
 from utils.corpus.sources import Cursor, RawBlock
 from utils.pipeline import revisions
-from utils.pipeline.errors import ConfigError, DataError, StageError
+from utils.pipeline.errors import ConfigError, DataError, StageError, Stopped
 from utils.pipeline.external import ExternalSource
 
 START = Cursor()
@@ -200,3 +201,17 @@ def test_a_missing_subset_is_a_config_error(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="BuilderConfig 'x' not found. Available: .'default'.") as error:
         read()
     assert error.value.fix == "check subset and split of the source"
+
+
+def test_waiting_for_the_hub_ends_when_somebody_asks(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def stop_point() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise Stopped(75)
+
+    monkeypatch.setattr(hub_module, "PAUSE_STEP_SECONDS", 0.01)
+    with pytest.raises(Stopped):
+        hub_module._pause(SimpleNamespace(stop_point=stop_point), 60)
+    assert len(asked) == 3

@@ -15,8 +15,7 @@ import zstandard
 from tests.corpus.tiny import Tiny, chapters
 from utils.config.corpus import CorpusConfig
 from utils.corpus.evaluation import texts_of
-from utils.corpus.intake import Intake, check_losses
-from utils.pipeline.errors import Stopped
+from utils.corpus.intake import check_losses
 from utils.pipeline.manifest import Manifest
 
 STAGE = "20_prepare_corpus"
@@ -329,20 +328,3 @@ def test_losses_beyond_the_limit_are_shown_by_reason(tiny: Tiny, capsys: pytest.
     said = refusal(tiny, capsys, config_of(tiny), 4)
     assert 'source "books" loses 62 of 64 rows (max_removed_fraction 0.95): bad_json 50, empty 9, ' in said
     assert "check the field mapping and the preset" in said
-
-
-def test_waiting_for_the_hub_ends_when_somebody_asks(monkeypatch: pytest.MonkeyPatch):
-    from types import SimpleNamespace
-
-    asked = []
-
-    def stop_point() -> None:
-        asked.append(1)
-        if len(asked) == 3:
-            raise Stopped(75)
-
-    monkeypatch.setattr("utils.corpus.intake.PAUSE_STEP_SECONDS", 0.01)
-    stage = SimpleNamespace(stop_point=stop_point, partial=Path("unused"))
-    with pytest.raises(Stopped):
-        Intake(CorpusConfig.model_validate({"output": "x", "sources": [SOURCE]}), stage)._pause(60)
-    assert len(asked) == 3

@@ -187,7 +187,9 @@ SOURCES = [
     (qa(5) + [{"instruction": "a", "output": "b"}] * 5, {}, 2, "5 qa, 5 alpaca"),
     ([row | {"context": "c"} for row in qa(5)], {}, 2, 'the format does not use "context" (5 rows)'),
     (qa(5), {"fields": {"answer": "reply"}}, 2, 'is mapped from "reply", which none of the first 5 rows has'),
-    (qa(5), {"kind": "generated"}, 2, 'takes "dataset" and no "paths"'),
+    (qa(5), {"kind": "generated"}, 2, 'of kind "generated" needs "dataset"'),
+    (qa(5), {"kind": "generated", "dataset": "chat"}, 2, 'of kind "generated" takes no "paths"'),
+    (qa(5), {"revision": "main"}, 2, 'of kind "local" takes no "revision"'),
     (qa(5), {"paths": ["data/raw/none*"]}, 2, "no file matches data/raw/none*"),
 ]
 

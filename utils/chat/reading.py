@@ -1,20 +1,17 @@
 """
-From the sources of a config to blocks of converted rows; how files are decoded is handed in.
+From the sources of a config to blocks of converted rows; how they are read is handed in.
 
     shape = RowShape(FORMATS, chat_format, "duplicate")
-    formats = read_sources(stage, config.sources, read_lines, shape, admit)
+    formats = read_sources(stage, config.sources, row_lines, shape, admit)
 
-`read_lines(name, open_file)` gives the rows of any supported file as JSON lines; `admit(items, source)` takes
-blocks of them.
+`row_lines(stage, source)` gives the files of a source with their rows as JSON lines; `admit(items, source)`
+takes blocks of rows.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import BinaryIO
 
 from utils.chat.conversation import Reason
 from utils.chat.formats import Format
@@ -22,8 +19,7 @@ from utils.chat.prepare import Item, RawRow, Reading, adapt_rows, first_of_each
 from utils.config.chat_data import ChatSource
 from utils.pipeline.stage import Stage
 
-OpenFile = Callable[[], AbstractContextManager[BinaryIO]]
-ReadLines = Callable[[str, OpenFile], Iterable[bytes]]
+RowLines = Callable[[Stage, ChatSource], Iterable[tuple[str, Iterable[bytes]]]]
 Admit = Callable[[list[Item], int], None]
 BLOCK_ROWS = 1_000
 
@@ -41,13 +37,13 @@ class RowShape:
 
 
 def read_sources(
-    stage: Stage, sources: Sequence[ChatSource], read_lines: ReadLines, shape: RowShape, admit: Admit
+    stage: Stage, sources: Sequence[ChatSource], row_lines: RowLines, shape: RowShape, admit: Admit
 ) -> dict[str, list[str]]:
     """Hand the rows of all sources to `admit` in blocks; the formats of each source's files, in order."""
     formats: dict[str, list[str]] = {source.name: [] for source in sources}
     seen: set[str] = set()
     for number, source in enumerate(sources):
-        for reading, rows in read_source(stage, source, read_lines):
+        for reading, rows in read_source(stage, source, row_lines):
             name, items = adapt_rows(rows, reading, shape.table, shape.named)
             stage.log("reading", f"{reading.where} as {name}")
             formats[source.name].append(name)
@@ -59,25 +55,17 @@ def read_sources(
 
 
 def read_source(
-    stage: Stage, source: ChatSource, read_lines: ReadLines
+    stage: Stage, source: ChatSource, row_lines: RowLines
 ) -> Iterator[tuple[Reading, Iterator[RawRow]]]:
     """Each file of a source with its rows, until `limit_rows` of the source have been read."""
     left = source.limit_rows or None
-    for name, open_file in _files(stage, source):
+    for name, lines in row_lines(stage, source):
         if left == 0:
             return
-        rows = _CountedRows(islice(raw_rows(read_lines(name, open_file)), left))
+        rows = _CountedRows(islice(raw_rows(lines), left))
         where = f"{source.name} ({name.rsplit('/', 1)[-1]})"
         yield Reading(source.name, where, source.format, source.fields, tuple(source.ignore_fields)), rows
         left = None if left is None else left - rows.count
-
-
-def _files(stage: Stage, source: ChatSource) -> list[tuple[str, OpenFile]]:
-    if source.kind == "generated":
-        name = f"{source.dataset}/dataset.jsonl"
-        return [(name, partial(stage.input("generated").open, name))]
-    external = stage.source(source.name)
-    return [(stage.workspace.relative(path), partial(external.open, path)) for path in external.files]
 
 
 class _CountedRows:

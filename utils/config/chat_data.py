@@ -3,13 +3,14 @@ Config parts that stages 60 and 80 share: where rows come from, and how they are
 
     {"name": "mine", "kind": "local", "paths": ["data/raw/sft/*"], "format": "auto"}
     {"name": "chat", "kind": "generated", "dataset": "chat", "format": "stage10"}
+    {"name": "web", "kind": "hub", "id": "HuggingFaceTB/smol-smoltalk", "format": "messages"}
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils.pipeline.config import InputFolder, Section
+from utils.pipeline.config import InputFolder, Neutral, Section
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
 
@@ -23,17 +24,33 @@ class ChatInputs(Section):
     """Artifact of stage 10; needed by sources of kind "generated"."""
 
 
+FIELDS_OF_KIND = {
+    "local": ("paths",),
+    "generated": ("dataset",),
+    "hub": ("id", "subset", "split", "revision"),
+}
+"""What only one kind of source has; the first it must have."""
+
+
 class ChatSource(Section):
     """One source of rows; subclasses add `format`."""
 
     name: str = Field(min_length=1)
     """Name in cards, statistics and rejected rows."""
-    kind: Literal["local", "generated"]
-    """Files below the repository root, or a dataset of the stage-10 artifact."""
+    kind: Literal["local", "generated", "hub"]
+    """Files below the repository root, a dataset of the stage-10 artifact, or one of the Hugging Face Hub."""
     paths: list[str] = []
     """Local: glob patterns relative to the root; each file may have its own format under "auto"."""
     dataset: str = ""
     """Generated: name of the dataset inside the stage-10 artifact."""
+    id: Annotated[str, Neutral("")] = Field(default="", pattern=r"^([\w.-]+(/[\w.-]+)?)?$")
+    """Hub: name of the dataset, such as "HuggingFaceTB/smol-smoltalk"; its code is never run."""
+    subset: Annotated[str, Neutral("")] = ""
+    """Hub: configuration of the dataset; "" = its default."""
+    split: Annotated[str, Neutral("train")] = "train"
+    """Hub: split of the dataset."""
+    revision: Annotated[str, Neutral("main")] = "main"
+    """Hub: branch, tag or commit; resolved to a commit before reading, which is what enters the key."""
     fields: dict[str, str] = {}
     """Foreign field names by dotted path with list indices, as in {"answer": "responses.0.text"}."""
     ignore_fields: list[str] = []
@@ -43,9 +60,12 @@ class ChatSource(Section):
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
-        wanted, other = ("paths", "dataset") if self.kind == "local" else ("dataset", "paths")
-        if not getattr(self, wanted) or getattr(self, other):
-            raise ValueError(f'source "{self.name}" of kind "{self.kind}" takes "{wanted}" and no "{other}"')
+        needed = FIELDS_OF_KIND[self.kind][0]
+        if not getattr(self, needed):
+            raise ValueError(f'source "{self.name}" of kind "{self.kind}" needs "{needed}"')
+        for kind, fields in FIELDS_OF_KIND.items():
+            if kind != self.kind and (odd := self.model_fields_set.intersection(fields)):
+                raise ValueError(f'source "{self.name}" of kind "{self.kind}" takes no "{min(odd)}"')
         return self
 
 
@@ -67,9 +87,15 @@ class ChatSplit(Section):
         return self
 
 
-def local_sources(sources: list[ChatSource], workspace: Workspace) -> list[ExternalSource]:
-    """The external data of the local ones among `sources`."""
-    return [ExternalSource.local(s.name, s.paths, workspace) for s in sources if s.kind == "local"]
+def external_data(sources: list[ChatSource], workspace: Workspace) -> list[ExternalSource]:
+    """Files and datasets of the Hub among `sources`."""
+    return [_external(source, workspace) for source in sources if source.kind != "generated"]
+
+
+def _external(source: ChatSource, workspace: Workspace) -> ExternalSource:
+    if source.kind == "local":
+        return ExternalSource.local(source.name, source.paths, workspace)
+    return ExternalSource.of_dataset(source.name, source.id, source.subset, source.split, source.revision)
 
 
 def check_sources(sources: list[ChatSource], generated: str) -> None:

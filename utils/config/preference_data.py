@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils.config.chat_data import ChatInputs, ChatSource, ChatSplit, check_sources, local_sources
+from utils.config.chat_data import ChatInputs, ChatSource, ChatSplit, check_sources, external_data
 from utils.pipeline.config import StageConfig, source_file
 from utils.pipeline.external import ExternalSource
 from utils.pipeline.workspace import Workspace
@@ -53,5 +53,5 @@ class PreferenceDataConfig(StageConfig):
         return self
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
-        """The local files among the sources."""
-        return local_sources(self.sources, workspace)
+        """The local files and datasets of the Hub among the sources."""
+        return external_data(self.sources, workspace)

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from utils.config.answers import TemplateSpec, ValidationSpec, check_template
-from utils.config.chat_data import ChatSource, check_sources, local_sources
+from utils.config.chat_data import ChatSource, check_sources, external_data
 from utils.config.preference_data import PairSource
 from utils.config.providers import (
     BudgetSpec,
@@ -92,8 +92,8 @@ class TransformConfig(StageConfig):
     """How replies are kept and a stop is waited for."""
 
     def external_sources(self, workspace: Workspace) -> list[ExternalSource]:
-        """The local files among the sources."""
-        return local_sources(self.sources, workspace)
+        """The local files and datasets of the Hub among the sources."""
+        return external_data(self.sources, workspace)
 
     @classmethod
     def only_adds(cls, before: Mapping, after: Mapping) -> bool:

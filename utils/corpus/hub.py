@@ -5,24 +5,36 @@ The cursor of a block is the stream's own state, which survives JSON. A network 
 hand and rebuilds the stream from the cursor behind the last one, so that nothing is lost or read twice. Code
 of the dataset's repository is never run.
 
-    >>> dataset = HubDataset("web", "HuggingFaceFW/fineweb-edu", "sample-10BT", "train", commit)
-    >>> for block in hub_blocks(dataset, columns=["text"], start=Cursor(), pause=time.sleep, log=stage.log):
+    >>> for block in pinned_blocks(stage, source, columns=["text"], start=Cursor()):
     ...     block.rows, block.next.place
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from utils.corpus.fields import CHECKED_ROWS
 from utils.corpus.readers import as_json
 from utils.corpus.sources import BlockCutter, Cursor, RawBlock
 from utils.pipeline.errors import ConfigError, DataError, LockstepError, StageError
+from utils.pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 TRIES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 6, 4.0, 60.0
+PAUSE_STEP_SECONDS = 0.5
+
+
+class HubRequest(Protocol):
+    """A source of a config that names a dataset of the Hub."""
+
+    name: str
+    id: str
+    subset: str
+    split: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,23 @@ class HubDataset:
     commit: str
 
 
+def pinned_blocks(
+    stage: Stage, source: HubRequest, columns: Sequence[str], start: Cursor
+) -> Iterator[RawBlock]:
+    """The blocks of a source from `start` on, at the commit that the stage resolved for it."""
+    commit = stage.source(source.name).external.resolved_revision
+    dataset = HubDataset(source.name, source.id, source.subset, source.split, commit)
+    return hub_blocks(dataset, columns, start, partial(_pause, stage), stage.log)
+
+
+def _pause(stage: Stage, seconds: float) -> None:
+    """Wait, and leave at once when somebody asks the stage to stop."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        stage.stop_point()
+        time.sleep(min(left, PAUSE_STEP_SECONDS))
+
+
 def hub_blocks(
     dataset: HubDataset,
     columns: Sequence[str],
@@ -44,7 +73,7 @@ def hub_blocks(
     log: Callable[..., None],
 ) -> Iterator[RawBlock]:
     """
-    Yield the blocks of a dataset from `start` on, top-level fields `columns` only.
+    Yield the blocks of a dataset from `start` on, top-level fields `columns` only ([] = all).
 
     StageError (resumable) when six tries in a row brought no block; `pause` waits between them.
     """
@@ -69,7 +98,9 @@ def _read_on(dataset: HubDataset, columns: Sequence[str], cutter: BlockCutter) -
         stream.load_state_dict(at.place)
     wanted = set(columns)
     for row in _readable(dataset, stream):
-        if at.total >= CHECKED_ROWS:  # up to there a message may have to name the fields that there are
+        if (
+            wanted and at.total >= CHECKED_ROWS
+        ):  # up to there a message may have to name the fields that there are
             row = {name: value for name, value in row.items() if name in wanted}
         at = Cursor(0, at.row + 1, None, at.total + 1)
         if cutter.add(as_json(row), at):

@@ -7,7 +7,6 @@ Intake: a source of the config -> the settings of its blocks, and the blocks the
     ...     process_block(settings, block)
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +21,7 @@ from utils.corpus.dedup import permutations
 from utils.corpus.docstrings import installed_files
 from utils.corpus.evaluation import texts_of_set
 from utils.corpus.fields import Mapping, checked, mapping_of, required_fields
-from utils.corpus.hub import HubDataset, hub_blocks
+from utils.corpus.hub import pinned_blocks
 from utils.corpus.language import LanguageSettings
 from utils.corpus.pii import MaskSettings, mask
 from utils.corpus.quality import resolve_rules
@@ -32,7 +31,6 @@ from utils.pipeline.errors import ConfigError, DataError
 from utils.pipeline.stage import Stage
 
 INDEX_FOLDER = ".journal/evaluation"
-PAUSE_STEP_SECONDS = 0.5
 
 
 class Intake:
@@ -85,9 +83,7 @@ class Intake:
     def _blocks(self, source: AnySource, mapping: Mapping, start: Cursor) -> Iterator[RawBlock]:
         columns = sorted({name.split(".")[0] for name in mapping.names} | set(mapping.names))
         if source.kind == "hub":
-            commit = self._stage.source(source.name).external.resolved_revision
-            dataset = HubDataset(source.name, source.id, source.subset, source.split, commit)
-            return hub_blocks(dataset, columns, start, self._pause, self._stage.log)
+            return pinned_blocks(self._stage, source, columns, start)
         reading = ReadSettings(columns, source.split_on) if source.kind == "local" else ReadSettings()
         return read_blocks(source.name, self._files(source), reading, start)
 
@@ -101,13 +97,6 @@ class Intake:
             generated, name = self._stage.input("generated"), f"{source.dataset}/dataset.jsonl"
             return [SourceFile(generated.file(name).name, partial(generated.open, name))]
         return _local_files(source.name, source.paths, self._stage)
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, and leave at once when somebody asks the stage to stop."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._stage.stop_point()
-            time.sleep(min(left, PAUSE_STEP_SECONDS))
 
     def _build_index(self) -> IndexReference:
         config = self._config.decontaminate
