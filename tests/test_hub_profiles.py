@@ -127,7 +127,7 @@ def pushed(hub: FakeHub) -> dict[str, str]:
             "data/CC-MAIN-2013-20/train-00000-of-00014.parquet": parquet(pages(2, 3)),
             "sample/10BT/000_00000.parquet": parquet(pages(0, 300)),
         },
-        "roneneldan/TinyStories": {"data/train-00000-of-00001.parquet": parquet(map(text_alone, pages(1, 300)))},
+        "roneneldan/TinyStories": {"data/train-00000.parquet": parquet(map(text_alone, pages(1, 300)))},
         "HuggingFaceTB/smol-smoltalk": {"data/train-00000-of-00001.parquet": parquet(chats(150))},
         "HuggingFaceH4/ultrafeedback_binarized": {
             "data/train_prefs-00000-of-00001.parquet": parquet(map(feedback, range(100))),
@@ -139,6 +139,7 @@ def pushed(hub: FakeHub) -> dict[str, str]:
 
 def made_small(path: Path, commits: dict[str, str]) -> None:
     """Edit the configs of tiny in a copied folder: the commits of the fake, and sizes for a test."""
+    split = {"val_fraction": 0.1, "test_fraction": 0.1}
     small = {
         "20_prepare_corpus": {"budget": {"tokens": 30_000}, "split": {"val_fraction": 0.1}},
         "30_train_tokenizer": {"vocab_size": 512, "min_chars_per_token": 2.0},
@@ -147,12 +148,12 @@ def made_small(path: Path, commits: dict[str, str]) -> None:
             "model": "smoke", "budget": {"unit": "steps", "value": 4}, "global_batch_tokens": 512,
             "eval_max_tokens": 512, "cpu_threads": 1,
         },
-        "60_prepare_sft": {"max_conversation_tokens": 64, "split": {"val_fraction": 0.1, "test_fraction": 0.1}},
+        "60_prepare_sft": {"max_conversation_tokens": 64, "split": split},
         "70_train_sft": {
             "row_tokens": 64, "epochs": 0.0, "max_steps": 4, "global_batch_tokens": 256, "sample_prompts": 2,
             "sample_tokens": 8, "cpu_threads": 1,
         },
-        "80_prepare_preferences": {"max_pair_tokens": 64, "split": {"val_fraction": 0.1, "test_fraction": 0.1}},
+        "80_prepare_preferences": {"max_pair_tokens": 64, "split": split},
         "90_train_preferences": {
             "row_tokens": 128, "epochs": 0.0, "max_steps": 4, "global_batch_tokens": 256, "cpu_threads": 1,
         },
@@ -187,4 +188,4 @@ def test_made_small_tiny_runs_from_a_hub_to_a_gguf(tmp_path: Path):
             text=True,
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in (tmp_path / "checkpoints/tiny/gguf").glob("*.gguf")] == ["x"]
+    assert [path.name for path in (tmp_path / "checkpoints/tiny/gguf").glob("*.gguf")] == ["model-f16.gguf"]

@@ -57,15 +57,22 @@ def test_auto_is_flash_attention_where_it_can_run(gpu_with_flash, monkeypatch):
     assert "this GPU has 7.5" in resolved().reason
 
 
-def test_on_a_cpu_auto_is_sdpa_and_flash_is_refused_with_the_install_line():
+def test_on_a_cpu_auto_is_tiled_and_flash_is_refused_with_the_install_line():
     found = resolve_attention(config(), CPU, FP32)
-    assert (found.resolved, found.reason) == ("sdpa", "flash attention needs CUDA, this is cpu")
+    assert (found.resolved, found.reason) == ("tiled", "faster than SDPA on a CPU")
+    assert resolve_attention(config(attention="tiled"), CPU, FP32).resolved == "tiled"
+    assert resolve_attention(config(attention="sdpa"), CPU, FP32).resolved == "sdpa"
     assert resolve_attention(config(attention="eager"), CPU, FP32).resolved == "eager"
     with pytest.raises(
         ConfigError, match="flash_attention_2 cannot run: flash attention needs CUDA"
     ) as refused:
         resolve_attention(config(attention="flash_attention_2"), CPU, FP32)
     assert "pip install flash-attn --no-build-isolation" in refused.value.fix and refused.value.exit_code == 2
+
+
+def test_on_a_gpu_tiled_attention_is_refused():
+    with pytest.raises(ConfigError, match='"attention": tiled is for a CPU, this is cuda'):
+        resolved(attention="tiled")
 
 
 def packed_and_alone():
@@ -78,7 +85,7 @@ def packed_and_alone():
     return packed, [batch(ids, [0] * len(ids), list(range(len(ids)))) for ids in (first, second)]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "tiled"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_is_its_documents_one_by_one_unless_they_see_each_other(family, attention):
     model = FAMILIES[family]().train()

@@ -37,6 +37,7 @@ from utils.optim.groups import build_optimizer
 from utils.optim.schedule import Schedule
 from utils.pipeline.stage import Stage, execute
 from utils.pipeline.workspace import REPOSITORY, Workspace
+from utils.training.attention import resolve_attention
 from utils.training.loop import Trainer
 from utils.training.machine import Machine
 from utils.training.rows import Rows
@@ -136,7 +137,9 @@ def in_stage(body: Callable[[BenchConfig, Stage], None], **values: object) -> No
 
 def our_trainer(case: Case, config: BenchConfig, stage: Stage, rows: Rows | None = None) -> Trainer:
     """The product's loop, over the stories where no rows are given."""
-    model = model_of(case).to(Machine.of(config).device)
+    machine = Machine.of(config)
+    model = model_of(case).to(machine.device)
+    model.set_attn_implementation(resolve_attention(config, machine.device, machine.precision).resolved)
     optimizer = build_optimizer(model, config.optimizer, LEARNING_RATE)
     schedule = Schedule.of(config.schedule, LEARNING_RATE, config.steps, BETAS[1])
     return Trainer(model, rows or StoryRows(case), optimizer, schedule, config, stage)

@@ -149,7 +149,7 @@ def refuse_twice(paths: Sequence[str]) -> None:
 class TrainingConfig(StageConfig):
     """The part of a training stage's config that the shared loop reads."""
 
-    stage_version: ClassVar[int] = 3
+    stage_version: ClassVar[int] = 4
     determinism: ClassVar[Literal["bitwise", "seeded", "stochastic"]] = "seeded"
     keeps_partial: ClassVar[bool] = True
     work: ClassVar[str] = "checkpoints/step_*"
@@ -176,8 +176,11 @@ class TrainingConfig(StageConfig):
     """
     deterministic: Annotated[bool, Neutral(False)] = False
     """Equal bits on every run on CUDA as well, at some cost in speed; a CPU gives them anyway."""
-    attention: Runtime[Literal["auto", "flash_attention_2", "sdpa", "eager"]] = "auto"
-    """Form of attention: "auto" is flash attention 2 where it is installed and can run, else torch's SDPA."""
+    attention: Runtime[Literal["auto", "flash_attention_2", "sdpa", "eager", "tiled"]] = "auto"
+    """
+    Form of attention: "auto" is flash attention 2 where it is installed and can run, "tiled" (our own) on a
+    CPU, else torch's SDPA.
+    """
     compile: Runtime[Literal["off", "auto", "on"]] = "off"
     """Compile the decoder layers: "auto" does on CUDA for runs of 500 steps and more."""
     activation_checkpointing: Runtime[bool] = False

@@ -25,7 +25,7 @@ from utils.config.training import TrainingConfig
 from utils.pipeline.config import load_config
 from utils.pipeline.errors import StageError
 from utils.pipeline.workspace import Workspace
-from utils.training.attention import FLASH, resolve_attention
+from utils.training.attention import resolve_attention
 from utils.training.layers import decoder_layers, recompute_layers
 from utils.training.loss import causal_model
 from utils.training.memory import Footprint, megabytes, peak_bytes
@@ -77,7 +77,7 @@ def out_of_memory(situation: Situation, error: BaseException, step: int, stored:
         edits = possible_edits(situation, footprint)
     message = (
         f"out of memory on {device.type} in step {step}, {megabytes(held)} held at most "
-        f"({str(error).splitlines()[0]})\n"
+        f"({(str(error) or type(error).__name__).splitlines()[0]})\n"
         f"  a step    {footprint.report()}\n"
         f"            {rows} rows x {tokens} tokens at once: about {megabytes(footprint.peak(rows))}"
     )
@@ -120,12 +120,12 @@ def _recomputed(situation: Situation) -> Iterator[None]:
 
 
 def _leaner_attention(situation: Situation) -> Iterator[Edit]:
-    """Attention that keeps no matrix of tokens x tokens, where the run has another."""
+    """Attention that keeps no matrix of tokens x tokens, where the run has the one form that does."""
     model, machine = situation.rehearsal.loss_model.model, situation.rehearsal.machine
     settings = causal_model(model).config
     used, wanted = settings._attn_implementation, situation.config.model_copy(update={"attention": "auto"})
     best = resolve_attention(wanted, machine.device, machine.precision).resolved
-    if used in (best, FLASH):
+    if used != "eager":
         return
     settings._attn_implementation = "sdpa"  # saves what flash attention saves, and the mask
     peak = situation.footprint().peak(situation.micro_rows)

@@ -1,9 +1,11 @@
 """
 Which form of attention runs, and which tokens it lets see each other.
 
-Documents of a row are kept apart by positions that restart. SDPA and eager attention read them and build a
-block mask, or none at all when every row of the micro-batch is one document. Flash attention would read them
-only in a batch of one row, so it gets the boundaries of all rows (`document_spans`).
+Documents of a row are kept apart by positions that restart. SDPA, eager and tiled attention read them and
+build a block mask, or none at all when every row of the micro-batch is one document. Flash attention would
+read them only in a batch of one row, so it gets the boundaries of all rows (`document_spans`).
+
+Importing this module teaches transformers our tiled attention, which training on a CPU uses.
 
     attention = resolve_attention(config, machine.device, machine.precision)      # Choice
     model = load_model(folder, attention.resolved)
@@ -20,13 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from kernels.tiled_attention import tiled_attention
 from utils.config.training import TrainingConfig
 from utils.pipeline.errors import ConfigError
 from utils.training.choice import Choice
 from utils.training.precision import Precision
 
-FLASH = "flash_attention_2"
+FLASH, TILED = "flash_attention_2", "tiled"
 FIRST_FLASH_CAPABILITY = (8, 0)
 INSTALL = "pip install flash-attn --no-build-isolation"
 
@@ -36,6 +42,12 @@ def resolve_attention(config: TrainingConfig, device: torch.device, precision: P
     asked = config.attention
     if asked in ("sdpa", "eager"):
         return Choice(asked, asked)
+    if device.type == "cpu" and asked in ("auto", TILED):
+        return Choice(asked, TILED, "" if asked == TILED else "faster than SDPA on a CPU")
+    if asked == TILED:
+        raise ConfigError(
+            f'"attention": {TILED} is for a CPU, this is {device.type}', fix='set "attention": "auto"'
+        )
     obstacle = _flash_obstacle(device, precision, config.deterministic)
     if not obstacle:
         return Choice(asked, FLASH, "asked for" if asked == FLASH else "installed, and the GPU can run it")
@@ -58,6 +70,35 @@ def _flash_obstacle(device: torch.device, precision: Precision, deterministic: b
     if deterministic:
         return 'the backward pass of flash attention is not deterministic, and "deterministic" is set'
     return "" if importlib.util.find_spec("flash_attn") else "flash-attn is not installed"
+
+
+def tiled_attention_forward(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """
+    Tiled attention as transformers calls it, for passes over whole rows; SDPA where keys come from a cache.
+    Output [B, T, H, D].
+    """
+    if query_BHTD.shape[2] != key_BGTD.shape[2] or dropout:
+        return sdpa_attention_forward(
+            module, query_BHTD, key_BGTD, value_BGTD, attention_mask, dropout, scaling, **options
+        )
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
+    groups = query_BHTD.shape[1] // key_BGTD.shape[1]
+    key_BHTD, value_BHTD = repeat_kv(key_BGTD, groups), repeat_kv(value_BGTD, groups)
+    inputs = (each.to(dtype) for each in (query_BHTD, key_BHTD, value_BHTD))
+    return tiled_attention(*inputs, attention_mask, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(TILED, tiled_attention_forward)
+AttentionMaskInterface.register(TILED, sdpa_mask)
 
 
 def document_spans(decoder: nn.Module, position_BT: Tensor) -> dict[str, Tensor | int]:
