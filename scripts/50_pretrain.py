@@ -22,8 +22,7 @@ from utils.pipeline.workspace import Workspace
 
 
 def main(config: PretrainConfig, stage: Stage) -> dict:
-    from utils.models.llama import initialise
-    from utils.models.load import build_model
+    from utils.models.load import build_initialised
     from utils.models.presets import (
         describe_gguf,
         describe_model,
@@ -68,12 +67,11 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     stage.run_info(schedule=resolved_schedule(config, schedule))
 
     attention = resolve_attention(config, machine.device, machine.precision).resolved
-    with building_watched(config.model, plan.parameters.total, machine.device):
-        model = build_model(architecture, tokenizer.vocab_size, tokenizer.block["special_ids"], attention)
-        initialise(model, architecture, config.seed)
-        if architecture.adapter:
-            model.adapt(architecture.adapter, config.seed)
-        model.to(machine.device)
+    shape = (architecture, tokenizer.vocab_size, tokenizer.block["special_ids"], attention)
+    size = (config.model, plan.parameters.total, machine.device, machine.num_shares)
+    with building_watched(*size):
+        model = build_initialised(*shape, seed=config.seed, on_meta=machine.sharded)
+        machine.place(model)
     store_parameters(model, config.parameter_dtype, machine)
     optimizer = build_optimizer(model, config.optimizer, plan.learning_rate, config.kernels)
     stage.log("optimizer", f"{config.optimizer.kind}, {describe_groups(optimizer)}")
@@ -83,7 +81,8 @@ def main(config: PretrainConfig, stage: Stage) -> dict:
     order = MixtureRows(data.order(config.seed, plan.batch_rows), data.read)
     rows = Prefetched(order, pin=machine.device.type == "cuda")
     loss = NextTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
-    trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
+    with building_watched(*size):  # sharded, the weights are made in it
+        trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
     trainer.watch.count(epochs)
     trainer.measure_speed(flops_per_token(architecture, tokenizer.vocab_size, plan.row_tokens))
     examiner = Examiner(trainer, config, tokenizer, data)

@@ -169,11 +169,12 @@ def test_words_of_torch_for_a_full_memory_are_known():
     assert not lacking_resource(RuntimeError("shapes differ"))
 
 
-def test_a_model_that_does_not_fit_is_one_message(copy, capsys, monkeypatch):
+@pytest.mark.parametrize("place", ["models.load.build_model", "training.loop.frozen_digest"])
+def test_a_model_that_does_not_fit_is_one_message(copy, capsys, monkeypatch, place):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr("utils.models.load.build_model", full)
+    monkeypatch.setattr(f"utils.{place}", full)
     assert run(copy, "50_pretrain", SHORT) == 4
     said = capsys.readouterr().err
     assert "out of memory while toy was built on cpu: its " in said and 'a smaller "model"' in said

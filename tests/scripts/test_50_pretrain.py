@@ -86,14 +86,18 @@ def run(workspace: Workspace, name: str, document: dict, *arguments: str) -> int
     return execute(name, config_class, main, ["--config", str(path), *arguments], workspace)
 
 
+def workspace_of(root: Path) -> Workspace:
+    toys = {name: f"{__name__}:{config.__name__}" for name, (config, _) in TOYS.items()}
+    return Workspace(root, dict(STAGES) | toys)
+
+
 def build_inputs(root: Path) -> Workspace:
     shape = load_architecture("smoke", REPOSITORY).model_dump()
     shape |= {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "ffn_size": 64}
     folder = root / "config" / "architectures"
     folder.mkdir(parents=True)
     (folder / "toy.json").write_text(json.dumps(shape | {"num_layers": 1}))
-    toys = {name: f"{__name__}:{config.__name__}" for name, (config, _) in TOYS.items()}
-    workspace = Workspace(root, dict(STAGES) | toys)
+    workspace = workspace_of(root)
     assert run(workspace, "30_train_tokenizer", {"output": "data/toy/tokenizer"}) == 0
     inputs = {"tokenizer": "data/toy/tokenizer"}
     assert run(workspace, "40_pack_dataset", {"output": "data/toy/packed", "inputs": inputs}) == 0

@@ -5,15 +5,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.training import toy_stage
 from tests.training.ranks import SHARDED, run_ranks
 from tests.training.toy_stage import run, write_config
-from utils.training.precision import Precision
+from utils.pipeline.errors import StageError
+from utils.training.machine import Machine
+from utils.training.memory import building_watched
+from utils.training.precision import FP32, Precision
 from utils.training.sharding import layer_policy
 
 OPTIMIZERS = {
@@ -112,3 +117,25 @@ def test_layers_are_gathered_in_the_precision_and_summed_in_fp32() -> None:
         policy = layer_policy(Precision(name, "cuda"))
         assert policy.param_dtype is dtype
         assert policy.reduce_dtype is torch.float32 and policy.output_dtype is torch.float32
+
+
+def test_only_a_model_that_stays_whole_is_put_on_the_device(monkeypatch) -> None:
+    two = SimpleNamespace(process_index=0, num_processes=2, device=torch.device("meta"))
+    machine = Machine(two, FP32, 1, ())
+    for sharded in (True, False):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", str(sharded).lower())
+        model = nn.Linear(2, 2)
+        machine.place(model)
+        assert model.weight.is_meta is not sharded
+        assert machine.num_shares == (2 if sharded else 1)
+
+
+def test_a_model_that_does_not_fit_in_parts_is_told_by_the_part() -> None:
+    told = (
+        "its 1,000,000 parameters take 1.0 MB, and 4.0 MB with gradients and moments in each of 4 processes"
+    )
+    with (
+        pytest.raises(StageError, match=told),
+        building_watched("toy", 1_000_000, torch.device("cpu"), num_shares=4),
+    ):
+        raise MemoryError

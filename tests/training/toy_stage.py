@@ -22,7 +22,7 @@ import torch
 
 from utils.config.architecture import Architecture
 from utils.config.training import TrainingConfig
-from utils.models.llama import build_llama, initialise
+from utils.models.load import build_initialised
 from utils.optim.groups import build_optimizer
 from utils.optim.schedule import Schedule
 from utils.pipeline.errors import StageError
@@ -31,10 +31,18 @@ from utils.pipeline.workspace import Workspace
 from utils.training.checkpoint import Snapshot
 from utils.training.loop import Trainer
 from utils.training.loss import PLAIN_HEAD, HeadOptions, LossSums, NextTokenLoss
+from utils.training.machine import Machine
 from utils.training.rng import seed_everything
 
 STAGE = "50_pretrain"
 STOPPED = "TOY_STOPPED_IN"  # "1 8": rank 1 gets SIGTERM in the evaluation after step 8
+FAILED = "TOY_FAILED_IN"  # "1 memory 8": rank 1 runs out of memory once it has taken 8 steps
+FAILURES = {
+    "memory": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    "host memory": lambda: MemoryError(),
+    "disk": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "bug": lambda: ZeroDivisionError("division by zero"),
+}
 VOCAB = 32
 ARCHITECTURE = Architecture(
     family="llama",
@@ -138,17 +146,17 @@ class PoisonedRow(NextTokenLoss):
         return replace(sums, loss_sum=sums.loss_sum * math.nan) if found else sums
 
 
-def toy_model(seed: int = 0, dropout: float = 0.0) -> torch.nn.Module:
-    model = build_llama(ARCHITECTURE, VOCAB, {"bos": 1, "eos": 2, "pad": 3})
+def toy_model(seed: int = 0, dropout: float = 0.0, on_meta: bool = False) -> torch.nn.Module:
+    special = {"bos": 1, "eos": 2, "pad": 3}
+    model = build_initialised(ARCHITECTURE, VOCAB, special, seed=seed, on_meta=on_meta)
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = dropout
-    initialise(model, ARCHITECTURE, seed)
     return model
 
 
 def toy_trainer(config: ToyConfig, stage: Stage) -> Trainer:
     seed_everything(config.seed)
-    model = toy_model(config.seed, config.dropout)
+    model = toy_model(config.seed, config.dropout, on_meta=Machine.of(config).sharded)
     schedule = Schedule.of(config.schedule, 1e-2, config.steps, 0.95)
     optimizer = build_optimizer(model, config.optimizer, 1e-2, config.kernels)
     loss = PoisonedRow(config.poisoned_rows, HeadOptions(config.optimizer.follows_entropy, config.kernels))
@@ -166,6 +174,23 @@ def full_disk(seal: Callable[[Snapshot], None], step: int) -> Callable[[Snapshot
     return seal_or_fail
 
 
+def fail_where_asked(trainer: Trainer) -> None:
+    """Let one process alone meet what FAILED says: in a forward pass, or where it notes a skipped step."""
+    rank, _, asked = os.environ.get(FAILED, "-1 memory 0").partition(" ")
+    kind, _, step = asked.rpartition(" ")
+    if int(rank) != trainer.machine.rank:
+        return
+    owner, name = (trainer.skips, "_write") if kind == "disk" else (trainer._gradients, "backward")
+    work = getattr(owner, name)
+
+    def fail_or_work(*given: object) -> object:
+        if trainer.step >= int(step):
+            raise FAILURES[kind]()
+        return work(*given)
+
+    setattr(owner, name, fail_or_work)
+
+
 def note_rows(folder: Path, trainer: Trainer) -> None:
     """One line per step and process: the numbers of the rows that it read."""
     with open(folder / f"rows_{trainer.machine.rank}.jsonl", "a") as file:
@@ -175,6 +200,7 @@ def note_rows(folder: Path, trainer: Trainer) -> None:
 def main(config: ToyConfig, stage: Stage) -> dict:
     trainer = toy_trainer(config, stage)
     trainer._store._seal = full_disk(trainer._store._seal, config.full_disk_step)
+    fail_where_asked(trainer)
     assert not getattr(trainer._gradients._wrapped, "broadcast_buffers", False)
     val = [CountingRows(seed=1).rows(range(8))]
     if not trainer.resume():
@@ -225,5 +251,6 @@ if __name__ == "__main__":
 
     ranks = Ranks.from_environment()
     root = Path(sys.argv[1])
-    code = execute(STAGE, ToyConfig, main, sys.argv[2:], workspace_of(root), ranks)
-    ranks.leave(code)
+    ranks.leave(
+        ranks.code_of(lambda: execute(STAGE, ToyConfig, main, sys.argv[2:], workspace_of(root), ranks))
+    )

@@ -102,9 +102,13 @@ class DenseExperts(ExpertAdapter):
         self, experts: nn.Module, target: str, config: AdapterConfig, generator: torch.Generator
     ) -> None:
         super().__init__(experts, target, config)
+        self.lora_A = nn.Parameter(self.draw(generator).to(self.lora_B))
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The initial A of every expert, on the CPU."""
         bound = self.num_inputs**-0.5
-        drawn = torch.empty(self.num_experts, config.num_ranks, self.num_inputs, device="cpu")
-        self.lora_A = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(self.lora_B))
+        drawn = torch.empty(self.num_experts, self.config.num_ranks, self.num_inputs, device="cpu")
+        return drawn.uniform_(-bound, bound, generator=generator)
 
     def projection(self) -> Tensor:
         return self.lora_A

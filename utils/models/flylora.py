@@ -38,6 +38,8 @@ from utils.models.ranks import ChoosesRanks, choose_ranks, draw_sparse
 from utils.pipeline.errors import ConfigError
 from utils.pipeline.hashing import unit_hash
 
+ADAPTER_PARAMETERS = ("lora_A", "lora_B")
+
 
 class Adapter(nn.Linear, ABC):
     """
@@ -68,9 +70,13 @@ class DenseAdapter(Adapter):
 
     def __init__(self, linear: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__(linear, config)
+        self.lora_A = nn.Parameter(self.draw(generator).to(self.weight))
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The initial A, on the CPU."""
         bound = self.in_features**-0.5
-        drawn = torch.empty(config.num_ranks, self.in_features, device="cpu")
-        self.lora_A = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(self.weight))
+        drawn = torch.empty(self.config.num_ranks, self.in_features, device="cpu")
+        return drawn.uniform_(-bound, bound, generator=generator)
 
     def projection(self) -> Tensor:
         return self.lora_A
@@ -129,18 +135,34 @@ def attach_adapters(model: nn.Module, config: AdapterConfig, seed: int) -> None:
             f'adapter.targets: no linear layer is called "{missing[0]}"', fix=f"available: {available}"
         )
 
-    def generator_of(name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(unit_hash(f"adapter.{config.kind}", seed, name) >> 1)
-
     for name, module in linear.items():
         if name.rpartition(".")[2] in config.targets:
-            model.set_submodule(name, KINDS[config.kind](module, config, generator_of(name)))
+            model.set_submodule(name, KINDS[config.kind](module, config, _generator(config, seed, name)))
     for name, experts in fused.items():
         for target in sorted(set(config.targets) & set(EXPERT_TARGETS)):
-            adapter = EXPERT_KINDS[config.kind](experts, target, config, generator_of(f"{name}.{target}"))
-            experts.adapters[target] = adapter
+            generator = _generator(config, seed, f"{name}.{target}")
+            experts.adapters[target] = EXPERT_KINDS[config.kind](experts, target, config, generator)
     if not config.train_base:
         freeze_base(model)
+
+
+def _generator(config: AdapterConfig, seed: int, name: str) -> torch.Generator:
+    """What the adapter of a linear layer, or of an expert's matrix, is drawn by."""
+    return torch.Generator().manual_seed(unit_hash(f"adapter.{config.kind}", seed, name) >> 1)
+
+
+def initial_adapters(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """
+    Name and value of every parameter that `attach_adapters` adds, whole and on the CPU, one at a time; what
+    fly draws are buffers, which every process has.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Adapter | ExpertAdapter):
+            continue
+        yield f"{name}.lora_B", torch.zeros(layer.lora_B.shape)
+        if layer.config.kind == "dense":
+            generator = _generator(layer.config, seed, name.replace(".adapters.", "."))
+            yield f"{name}.lora_A", layer.draw(generator)
 
 
 def train_adapters(
@@ -186,7 +208,7 @@ def train_rows(embedding: nn.Embedding, rows: Sequence[int]) -> None:
 def freeze_base(model: nn.Module) -> None:
     """Let the adapters train and nothing else."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith(("lora_A", "lora_B")))
+        parameter.requires_grad_(name.endswith(ADAPTER_PARAMETERS))
 
 
 def adapters_of(model: nn.Module) -> Iterator[Adapter | ExpertAdapter]:

@@ -12,6 +12,7 @@ in the order of the parameters' names, so a seed means the same model on one pro
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from transformers import (
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from utils.config.architecture import Architecture, ExpertsConfig
+from utils.models.flylora import ADAPTER_PARAMETERS, initial_adapters
 from utils.models.presets import initial_deviation
 from utils.models.vesper import VesperRouter
 
@@ -116,19 +118,35 @@ def routes_in_fp32(model: nn.Module) -> None:
 
 @torch.no_grad()
 def initialise(model: nn.Module, architecture: Architecture, seed: int) -> None:
+    """Give every parameter its initial value."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in initial_weights(model, architecture, seed):
+        parameters[name].copy_(tensor)
+
+
+def initial_weights(
+    model: nn.Module, architecture: Architecture, seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
     """
+    Name and initial value of every parameter, whole and on the CPU, one at a time; of `model` only names and
+    shapes count, so it may be on the meta device or in parts.
+
     Matrices N(0, s^2) with s = 0.02 min(1, sqrt(768 / d)), those that write into the residual stream times
-    1/sqrt(2 L) (Radford 2019), norms 1; in name order from one generator.
+    1/sqrt(2 L) (Radford 2019), norms 1; in name order from one generator. Adapters as they are attached.
     """
     generator = torch.Generator().manual_seed(_seed_of("init", seed))
     deviation = initial_deviation(architecture)
     residual = deviation / math.sqrt(2 * architecture.num_layers)
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.ndim < 2:
-            parameter.fill_(1.0)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, shape in sorted(shapes.items()):
+        if name.endswith(ADAPTER_PARAMETERS):
+            continue
+        if len(shape) < 2:
+            yield name, torch.ones(shape)
             continue
         scale = residual if name.removesuffix(".weight").endswith(("o_proj", "down_proj")) else deviation
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))
+        yield name, torch.empty(shape).normal_(0.0, scale, generator=generator)
+    yield from initial_adapters(model, seed)
 
 
 def special_token_ids(special_ids: dict[str, int]) -> dict[str, int | None]:

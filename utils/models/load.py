@@ -2,7 +2,7 @@
 Models between memory and disk: fp32 safetensors in transformers' own layout, tokenizer files byte for byte.
 Importing this module teaches transformers' Auto classes to read VesperLM.
 
-    model = build_model(load_architecture("demo", workspace), vocab_size, special_ids)
+    model = build_initialised(load_architecture("demo", workspace), vocab_size, special_ids, seed=0)
     model = load_model(stage.input("base").path)
     save_model(model, stage.partial)
     copy_tokenizer(stage.input("tokenizer").path, stage.partial)
@@ -10,7 +10,8 @@ Importing this module teaches transformers' Auto classes to read VesperLM.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from utils.models.llama import (
     build_llama,
     expert_fields,
     from_config,
+    initial_weights,
+    initialise,
     routes_in_fp32,
     shared_fields,
     trains_padding,
@@ -49,6 +52,34 @@ def build_model(
         **(expert_fields(architecture.moe) if architecture.moe else {}),
     )
     return from_config(VesperForCausalLM, config, attention)
+
+
+def build_initialised(
+    architecture: Architecture,
+    vocab_size: int,
+    special_ids: dict[str, int],
+    attention: str = "sdpa",
+    *,
+    seed: int,
+    on_meta: bool = False,
+) -> PreTrainedModel:
+    """
+    The model of an architecture with its initial weights and its adapters.
+
+    With `on_meta` its parameters are shapes without memory, and `model.initial_weights()` gives their names
+    and values, whole and one at a time, to processes that each keep a part. Buffers are real either way.
+    """
+    with torch.device("meta") if on_meta else nullcontext():
+        model = build_model(architecture, vocab_size, special_ids, attention)
+    if on_meta:
+        decoder = model.get_decoder()
+        decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config)  # it has buffers only
+        model.initial_weights = partial(initial_weights, model, architecture, seed)
+    else:
+        initialise(model, architecture, seed)
+    if architecture.adapter:
+        model.adapt(architecture.adapter, seed)
+    return model
 
 
 def load_model(folder: Path, attention: str = "sdpa") -> PreTrainedModel:

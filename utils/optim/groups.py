@@ -17,7 +17,7 @@ from kernels.resolution import Asked
 from utils.config.training import OptimizerConfig
 from utils.pipeline.errors import ConfigError
 
-FUSED_DEVICES = ("cpu", "cuda")
+FUSED_DEVICES = ("cpu", "cuda", "meta")  # those on meta get their memory later, on one of the others
 MASK = "_structural_mask"
 
 

@@ -19,7 +19,9 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,8 @@ from utils.training.state import frozen_digest, load_model_tensors, trainable_pa
 from utils.training.timing import Due, Schedule
 
 __all__ = ["Trainer", "mean_loss", "next_token_loss"]
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -82,7 +86,7 @@ class Trainer:
         self.skips = Skips(
             stage, config.max_consecutive_skips, self.machine.rank == 0, self._store.newest_name
         )
-        self.frozen, self.scaler = frozen_digest(model), self.machine.scaler()
+        self.scaler = self.machine.scaler()
         step_of = SignalStep if config.optimizer.kind == "velvet" else GradientStep
         self._gradients = step_of(
             self.machine.wrap(self._loss_model, optimizer),
@@ -93,6 +97,7 @@ class Trainer:
             config.optimizer.max_gradient_norm,
             lambda: stage.stopping,
         )
+        self.frozen = frozen_digest(model)  # sharded weights of a new model exist only once it is wrapped
         with self.machine.precision.autocast():  # which product of experts runs depends on the dtype
             self._kernels = (*self.machine.kernels, *kernels_of(model, config.kernels))
         for kernel in (each for each in self._kernels if each.fell_back):
@@ -193,14 +198,17 @@ class Trainer:
 
     def _share(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Every num_ranks-th batch, until somebody wants to stop."""
-        for i, batch in enumerate(batches):
-            place = i % self.machine.num_ranks
-            if place == 0:
-                self._agreement.ask()
+        ranks, remaining = self.machine.num_ranks, iter(batches)
+        for group in self.until_asked(iter(lambda: list(islice(remaining, ranks)), [])):
+            yield from group[self.machine.rank : self.machine.rank + 1]
+
+    def until_asked(self, items: Iterable[T]) -> Iterator[T]:
+        """The items up to where somebody wants to stop; all processes must go through equally many."""
+        for item in items:
+            self._agreement.ask()
             if self._agreement.stopping:
                 return
-            if place == self.machine.rank:
-                yield batch
+            yield item
 
     def leave_if_asked(self) -> None:
         """

@@ -2,7 +2,7 @@
 The machine under a training run: device, processes, threads, precision and kernels, settled once.
 
     machine = Machine.of(config)
-    model.to(machine.device)
+    machine.place(model)
     total = machine.sum([loss_sum, weight])          # over all processes, in fp64
 
 Processes come from `accelerate launch`; without it there is one.
@@ -26,6 +26,7 @@ from utils.pipeline.errors import ConfigError, StageError
 from utils.pipeline.ranks import join_processes
 from utils.training.determinism import make_deterministic
 from utils.training.loss import LossModel
+from utils.training.memory import keep_freed_memory
 from utils.training.precision import Precision, resolve_precision, resolve_threads, store_in_bf16
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Machine:
             config.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         )
         torch.set_num_threads(threads)
+        if on_cpu:
+            keep_freed_memory()
         used = [linear_cross_entropy, *([velvet_update] if config.optimizer.kind == "velvet" else [])]
         kernels = tuple(each.resolution(config.kernels, accelerator.device.type) for each in used)
         return cls(accelerator, resolve_precision(config.precision, accelerator.device), threads, kernels)
@@ -76,6 +79,16 @@ class Machine:
     def sharded(self) -> bool:
         """Whether the processes share the weights out among them (FSDP2) or each has a copy (DDP)."""
         return self.num_ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many parts the weights are split; 1 where each process has a copy."""
+        return self.num_ranks if self.sharded else 1
+
+    def place(self, model: nn.Module) -> None:
+        """Put the model on the device; one that will be sharded stays where it is, `wrap` moves its parts."""
+        if not self.sharded:
+            model.to(self.device)
 
     def wrap(self, module: LossModel, optimizer: torch.optim.Optimizer) -> nn.Module:
         """

@@ -11,6 +11,7 @@ the dtype of the products. Autograd is asked for the latter with hooks that hold
 no room. What an operation needs only while it runs is not counted, which is why HEADROOM is below 1.
 """
 
+import ctypes
 import os
 import resource
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from utils.training.loss import Batch
 
 HEADROOM = 0.85
 MOMENTS_BYTES, MASTER_BYTES = 8, 4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of the GNU C library
+LARGEST_MMAP_THRESHOLD = 32 << 20
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
@@ -129,17 +132,21 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def building_watched(name: str, parameters: int, device: torch.device) -> Iterator[None]:
-    """The region in which a model of so many `parameters` is made; StageError when it does not fit."""
+def building_watched(name: str, parameters: int, device: torch.device, num_shares: int = 1) -> Iterator[None]:
+    """
+    The region in which a model of so many `parameters`, split into `num_shares`, is made; StageError when it
+    does not fit.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        weights, step = 4 * parameters, (4 + 4 + MOMENTS_BYTES) * parameters
+        weights, step = (each * parameters // num_shares for each in (4, 4 + 4 + MOMENTS_BYTES))
+        split = f" in each of {num_shares} processes" if num_shares > 1 else ""
         raise StageError(
             f"out of memory while {name} was built on {device.type}: its {parameters:,} parameters take "
-            f"{megabytes(weights)}, and {megabytes(step)} with gradients and moments "
+            f"{megabytes(weights)}, and {megabytes(step)} with gradients and moments{split} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             fix='a smaller "model" (docs/models.md has their sizes), or a machine with more memory',
         ) from error
@@ -148,3 +155,20 @@ def building_watched(name: str, parameters: int, device: torch.device) -> Iterat
 def megabytes(count: int) -> str:
     """Bytes for people: 16.8 MB, 3.1 GB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def keep_freed_memory() -> bool:
+    """
+    Let this process keep what it frees for its next allocation, up to blocks of 32 MiB, as CUDA's allocator
+    does. A step on a CPU asks for the same blocks each time, and getting fresh pages for them takes some
+    percent of it. False where the C library is not GNU's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    wishes = {
+        M_TRIM_THRESHOLD: 2**31 - 1,
+        M_TOP_PAD: 2 * LARGEST_MMAP_THRESHOLD,
+        M_MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD,
+    }
+    return all(mallopt(name, value) for name, value in wishes.items())

@@ -8,15 +8,19 @@ torch's `fully_shard`.
 
 Each decoder layer is a unit; the root, which holds embedding, last norm and head, is the module that returns
 the loss, so that the head's fused loss sees its whole weight. The same code runs on gloo and on NCCL.
+
+A model whose parameters are on the meta device gets its weights here, one parameter at a time: every process
+draws it whole on the CPU and keeps its part. So none ever holds more than its parts and one parameter.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from kernels.linear_cross_entropy import LossSums
 from utils.training.dtensor import undivided
@@ -30,7 +34,7 @@ def shard(
 ) -> LossModel:
     """
     Split the parameters of `root` in place, and give `optimizer`, which must not have stepped yet, the parts
-    in place of the parameters.
+    in place of the parameters. Those of a model that is not on the device yet move there layer by layer.
     """
     _tell_torch_of_loss_sums()
     names = {parameter: name for name, parameter in root.named_parameters()}
@@ -38,10 +42,38 @@ def shard(
     for layer in decoder_layers(root.model):
         fully_shard(layer, mesh=mesh, mp_policy=layer_policy(precision))
     fully_shard(root, mesh=mesh, mp_policy=ROOT_POLICY)
+    if any(parameter.is_meta for parameter in names):
+        materialise(root, device_type)
     parts = dict(root.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [parts[names[parameter]] for parameter in group["params"]]
     return root
+
+
+@torch.no_grad()
+def materialise(root: LossModel, device_type: str) -> None:
+    """
+    Give the parts of a model that was sharded on the meta device memory on this process's device, and the
+    values that `root.model.initial_weights()` has for them (utils/models/load.py).
+    """
+    root._apply(lambda each: torch.empty_like(each, device=device_type) if _is_part(each) else each)
+    parts = dict(root.model.named_parameters())
+    for name, tensor in root.model.initial_weights():
+        part = parts.pop(name)
+        part.to_local().copy_(_own_chunk(tensor, part))
+        del tensor  # before the next one is drawn
+    assert not parts, f"{min(parts)} has no initial weights"
+    del root.model.initial_weights
+
+
+def _own_chunk(tensor: Tensor, part: DTensor) -> Tensor:
+    """The rows that this process keeps: none where there are fewer than processes."""
+    rank, chunks = part.device_mesh.get_local_rank(), tensor.chunk(part.device_mesh.size())
+    return chunks[rank] if rank < len(chunks) else tensor[:0]
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.is_meta and isinstance(tensor, DTensor)
 
 
 ROOT_POLICY = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -98,7 +98,7 @@ def frozen_digest(model: nn.Module) -> str:
     frozen = sorted((name, each) for name, each in model.named_parameters() if not each.requires_grad)
     hasher = hashlib.sha256()
     for name, parameter in frozen:
-        data = parameter.detach().cpu().contiguous()
+        data = undivided(parameter.detach()).cpu().contiguous()
         hasher.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         hasher.update(data.view(-1).view(torch.uint8).numpy())
     return hasher.hexdigest() if frozen else ""
