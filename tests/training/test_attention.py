@@ -57,9 +57,11 @@ def test_auto_is_flash_attention_where_it_can_run(gpu_with_flash, monkeypatch):
     assert "this GPU has 7.5" in resolved().reason
 
 
-def test_on_a_cpu_auto_is_tiled_and_flash_is_refused_with_the_install_line():
+def test_on_a_cpu_auto_is_tiled_in_bf16_and_flash_is_refused_with_the_install_line():
     found = resolve_attention(config(), CPU, FP32)
-    assert (found.resolved, found.reason) == ("tiled", "faster than SDPA on a CPU")
+    assert (found.resolved, found.reason) == ("sdpa", "flash attention needs CUDA, this is cpu")
+    found = resolve_attention(config(), CPU, Precision("bf16", "cpu"))
+    assert (found.resolved, found.reason) == ("tiled", "bf16 on a CPU: faster than SDPA")
     assert resolve_attention(config(attention="tiled"), CPU, FP32).resolved == "tiled"
     assert resolve_attention(config(attention="sdpa"), CPU, FP32).resolved == "sdpa"
     assert resolve_attention(config(attention="eager"), CPU, FP32).resolved == "eager"

@@ -117,7 +117,7 @@ def test_what_was_found_is_kept_for_the_next_start(tmp_path, larger_is_faster):
     assert set(again.sizes) == {2}, "the second start tried other sizes"
     assert seen[0].execution.choices["micro_batch_rows"].reason == "found when the run began"
     state = json.loads((tmp_path / "checkpoints/toy/checkpoints/step_00000004/trainer.json").read_text())
-    assert state["execution"]["micro_rows"] == 2 and state["execution"]["attention"] == "tiled"
+    assert state["execution"]["micro_rows"] == 2 and state["execution"]["attention"] == "sdpa"
 
 
 def test_running_out_of_memory_says_what_to_do_and_a_rerun_does_it(

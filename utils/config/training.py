@@ -178,8 +178,8 @@ class TrainingConfig(StageConfig):
     """Equal bits on every run on CUDA as well, at some cost in speed; a CPU gives them anyway."""
     attention: Runtime[Literal["auto", "flash_attention_2", "sdpa", "eager", "tiled"]] = "auto"
     """
-    Form of attention: "auto" is flash attention 2 where it is installed and can run, "tiled" (our own) on a
-    CPU, else torch's SDPA.
+    Form of attention: "auto" is flash attention 2 where it is installed and can run, "tiled" (our own) in
+    bf16 on a CPU, else torch's SDPA.
     """
     compile: Runtime[Literal["off", "auto", "on"]] = "off"
     """Compile the decoder layers: "auto" does on CUDA for runs of 500 steps and more."""

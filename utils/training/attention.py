@@ -5,7 +5,7 @@ Documents of a row are kept apart by positions that restart. SDPA, eager and til
 build a block mask, or none at all when every row of the micro-batch is one document. Flash attention would
 read them only in a batch of one row, so it gets the boundaries of all rows (`document_spans`).
 
-Importing this module teaches transformers our tiled attention, which training on a CPU uses.
+Importing this module teaches transformers our tiled attention, which training in bf16 on a CPU uses.
 
     attention = resolve_attention(config, machine.device, machine.precision)      # Choice
     model = load_model(folder, attention.resolved)
@@ -42,8 +42,8 @@ def resolve_attention(config: TrainingConfig, device: torch.device, precision: P
     asked = config.attention
     if asked in ("sdpa", "eager"):
         return Choice(asked, asked)
-    if device.type == "cpu" and asked in ("auto", TILED):
-        return Choice(asked, TILED, "" if asked == TILED else "faster than SDPA on a CPU")
+    if device.type == "cpu" and (asked == TILED or (asked == "auto" and precision.name == "bf16")):
+        return Choice(asked, TILED, "asked for" if asked == TILED else "bf16 on a CPU: faster than SDPA")
     if asked == TILED:
         raise ConfigError(
             f'"attention": {TILED} is for a CPU, this is {device.type}', fix='set "attention": "auto"'
