@@ -11,6 +11,7 @@ Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_te
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,11 @@ from utils.pipeline.stage import Stage, run_stage
 def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
-    from utils.models.adapt import count_trainable, prepare_for_tuning
-    from utils.models.load import load_model
     from utils.optim.groups import build_optimizer
     from utils.optim.schedule import Schedule
-    from utils.packing.inputs import MixedInputs
+    from utils.packing.inputs import MixedInputs, open_rows
     from utils.tokenizer.frozen import FrozenTokenizer
-    from utils.training.attention import resolve_attention
-    from utils.training.conversations import TrainedTokenLoss, read_draws
+    from utils.training.conversations import PackedConversations, TrainedTokenLoss, read_draws
     from utils.training.cost import tell_cost_of_determinism
     from utils.training.examine_tuning import AnswerExaminer
     from utils.training.loop import Trainer
@@ -42,25 +40,22 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     from utils.training.rows import MixtureRows
     from utils.training.timing import resolved_schedule
     from utils.training.tuning import check_context, check_layout, plan_tuning
-    from utils.training.validation import spread_batches
 
     seed_everything(config.seed)
     machine = Machine.of(config)
     base, data = stage.input("base"), stage.inputs("data")
     check_layout(data, "chat", "60_prepare_sft")
     encoder = ChatEncoder(ChatTemplate.load(data[0].file("chat_template.jinja")), FrozenTokenizer(base.path))
-    train, val = (open_rows(config, stage, split) for split in ("train", "val"))
+    opened = partial(open_rows, stage, row_tokens=config.row_tokens, packed=PackedConversations)
+    train, val = opened("train"), opened("val")
     plan = plan_tuning(config, sum(each.num_rows for each in train), AUTO_LEARNING_RATES[config.tuning.mode])
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     fill = sum(each.fill * each.num_rows for each in train) / plan.num_rows
     stage.log("budget", f"{plan.describe()}; fill {fill:.2f}; {schedule.describe()}")
     stage.run_info(schedule=resolved_schedule(config, schedule))
 
-    model = load_model(base.path, resolve_attention(config, machine.device, machine.precision).resolved)
+    model, trained = open_model(config, stage, machine, encoder.marker_ids)
     check_context(train + val, model.config.max_position_embeddings)
-    model = prepare_for_tuning(model, config.tuning, encoder.marker_ids, config.seed).to(machine.device)
-    trained, total = count_trainable(model)
-    stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
     mixed = MixedInputs(train, data, config.inputs.data, config.seed, plan.batch_rows)
     stage.log("epochs", mixed.describe(plan.steps))
     order = MixtureRows(mixed.mixture, partial(read_draws, train))
@@ -69,8 +64,7 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     loss = TrainedTokenLoss(HeadOptions(config.optimizer.follows_entropy, config.kernels))
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, loss)
     trainer.watch.count(mixed.epochs(plan.steps))
-    batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
-    examiner = AnswerExaminer(trainer, batches, *held_out_questions(config, stage, encoder))
+    examiner = AnswerExaminer(trainer, val, *held_out_questions(config, stage, encoder))
 
     if not trainer.resume():
         examiner.evaluate()
@@ -88,31 +82,27 @@ def main(config: SFTConfig, stage: Stage) -> dict:
     metrics = figures | trainer.finish() | examiner.figures()
     stage.set_tokenizer(data[0].manifest.tokenizer)
     if stage.is_main:
-        write_model(
-            stage, model, encoder, metrics, trainer.records.get("samples", [])[-config.sample_prompts :]
-        )
+        samples = trainer.records.get("samples", [])[-config.sample_prompts :]
+        write_model(stage, model, encoder, metrics, samples)
     metrics["datasets"] = mixed.drawn(rows.cursor())
     if config.tuning.mode == "lora":
         metrics["adapter_base"] = {"role": "base", "output_digest": base.manifest.output_digest}
     return metrics
 
 
-def open_rows(config: SFTConfig, stage: Stage, split: str) -> list[Any]:
-    """One split of every dataset of the config, planned into rows."""
-    from utils.packing.plan import plan_best_fit
-    from utils.packing.rows import RowsDataset
-    from utils.training.conversations import PackedConversations
-    from utils.training.tuning import check_row_tokens
+def open_model(config: SFTConfig, stage: Stage, machine: Any, marker_ids: list[int]) -> tuple[Any, int]:
+    """The base model on its device, ready for the config's kind of tuning, and how much of it is trained."""
+    from utils.models.adapt import count_trainable, prepare_for_tuning
+    from utils.models.load import load_model
+    from utils.training.attention import resolve_attention
 
-    opened = []
-    for given in stage.inputs("data"):
-        given.file(f"{split}.bin")
-        dataset = RowsDataset(given.path, split, given.manifest.tokenizer["fingerprint"])
-        check_row_tokens(dataset.lengths, config.row_tokens, f"{given.path.name} ({split})")
-        order = stage.generator(f"{given.role}.{split}").permutation(dataset.num_documents)
-        plan = plan_best_fit(dataset.lengths, config.row_tokens, order)
-        opened.append(PackedConversations(dataset, plan, config.row_tokens, pad=dataset.special.padding))
-    return opened
+    attention = resolve_attention(config, machine.device, machine.precision).resolved
+    model = load_model(stage.input("base").path, attention)
+    model = prepare_for_tuning(model, config.tuning, marker_ids, config.seed)
+    machine.place(model)
+    trained, total = count_trainable(model)
+    stage.log("model", f"{config.tuning.mode}: {trained:,} of {total:,} parameters are trained")
+    return model, trained
 
 
 def held_out_questions(config: SFTConfig, stage: Stage, encoder: Any) -> tuple[list[Any], Any]:
@@ -129,8 +119,8 @@ def held_out_questions(config: SFTConfig, stage: Stage, encoder: Any) -> tuple[l
     ]
     stop_ids = set(encoder.stop_ids)
 
-    def answer(model: Any) -> list[str]:
-        found = greedy_answers(model, prompts, config.sample_tokens, stop_ids)
+    def answer(model: Any, stopping: Callable[[], bool]) -> list[str]:
+        found = greedy_answers(model, prompts, config.sample_tokens, stop_ids, stopping=stopping)
         return [encoder.tokenizer.decode(i for i in each.ids if i not in stop_ids).strip() for each in found]
 
     return [HeldOutQuestion(each.messages[-1]["content"], each.reference) for each in asked], answer
@@ -143,15 +133,14 @@ def write_model(stage: Stage, model: Any, encoder: Any, metrics: dict, samples: 
     """
     from utils.models.adapt import save_tuned
     from utils.models.load import copy_tokenizer
-    from utils.training.card import model_card
+    from utils.training.card import model_card, write_chat_texts
 
     base = stage.input("base")
     save_tuned(model, stage.partial, stage.workspace.relative(base.path), encoder.stop_ids)
     copy_tokenizer(base.path, stage.partial)
-    (stage.partial / "chat_template.jinja").write_text(encoder.template.source, encoding="utf-8")
     shown = [{"prompt": row["prompt"], "text": row["answer"]} for row in samples]
     card = model_card("Supervised fine-tuning", metrics, shown, stage.waivers)
-    (stage.partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    write_chat_texts(stage.partial, encoder.template.source, card)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Writes  an adapter or full weights, the tokenizer's files byte for byte, chat_te
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,53 +24,41 @@ from utils.pipeline.stage import Stage, run_stage
 def main(config: PreferencesConfig, stage: Stage) -> dict:
     from utils.chat.masks import ChatEncoder
     from utils.chat.templates import ChatTemplate
-    from utils.models.adapt import count_trainable
     from utils.optim.groups import build_optimizer
     from utils.optim.schedule import Schedule
-    from utils.packing.inputs import MixedInputs
+    from utils.packing.inputs import MixedInputs, open_rows
     from utils.preferences.losses import dpo_loss, dpo_start
     from utils.preferences.measures import check_start, measure
     from utils.tokenizer.frozen import FrozenTokenizer
-    from utils.training.attention import resolve_attention
     from utils.training.cost import tell_cost_of_determinism
     from utils.training.examine_tuning import PreferenceExaminer
     from utils.training.loop import Trainer
     from utils.training.machine import Machine
-    from utils.training.pairs import (
-        PreferenceObjective,
-        adapter_off_reference,
-        cached_reference,
-        read_pair_draws,
-    )
+    from utils.training.pairs import PackedPairs, PreferenceObjective, pair_lengths, read_pair_draws
     from utils.training.prefetch import Prefetched
     from utils.training.rng import seed_everything
     from utils.training.rows import MixtureRows
     from utils.training.timing import resolved_schedule
     from utils.training.tuning import check_context, check_layout, plan_tuning
-    from utils.training.validation import spread_batches
 
     seed_everything(config.seed)
     machine = Machine.of(config)
-    data = stage.inputs("data")
+    tuned, data = stage.input("model"), stage.inputs("data")
     check_layout(data, "pairs", "80_prepare_preferences")
-    encoder = ChatEncoder(
-        ChatTemplate.load(data[0].file("chat_template.jinja")), FrozenTokenizer(stage.input("model").path)
+    encoder = ChatEncoder(ChatTemplate.load(data[0].file("chat_template.jinja")), FrozenTokenizer(tuned.path))
+    opened = partial(
+        open_rows, stage, row_tokens=config.row_tokens, packed=PackedPairs, item_lengths=pair_lengths
     )
-    train, val = (open_rows(config, stage, split) for split in ("train", "val"))
+    train, val = opened("train"), opened("val")
     mode = "full" if config.adapter == "none" else "lora"
     plan = plan_tuning(config, sum(each.num_rows for each in train), AUTO_LEARNING_RATES[mode])
     schedule = Schedule.of(config.schedule, plan.learning_rate, plan.steps, config.optimizer.betas[1])
     stage.log("budget", f"{plan.describe()}; {schedule.describe()}")
     stage.run_info(schedule=resolved_schedule(config, schedule))
 
-    attention = resolve_attention(config, machine.device, machine.precision).resolved
-    model = open_policy(config, stage, attention).to(machine.device)
+    model, trained = open_policy(config, stage, machine)
     check_context(train + val, model.config.max_position_embeddings)
-    trained, total = count_trainable(model)
-    stage.log("model", f"adapter {config.adapter}: {trained:,} of {total:,} parameters are trained")
-    if config.reference == "cached":
-        cache_reference(stage, machine, model, {"train": train, "val": val})
-    reference = cached_reference if config.reference == "cached" else adapter_off_reference
+    reference = open_reference(config, stage, machine, model, {"train": train, "val": val})
     loss = partial(dpo_loss, beta=config.beta, label_smoothing=config.label_smoothing)
     mixed = MixedInputs(train, data, config.inputs.data, config.seed, plan.batch_rows)
     stage.log("epochs", mixed.describe(plan.steps))
@@ -79,8 +68,7 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     objective = PreferenceObjective(loss, reference, config.optimizer.follows_entropy)
     trainer = Trainer(model, rows, optimizer, schedule, config, stage, objective)
     trainer.watch.count(mixed.epochs(plan.steps))
-    batches = [batch for each in val for batch in spread_batches(each, config.eval_max_tokens)]
-    examiner = PreferenceExaminer(trainer, batches, reference, partial(measure, loss=loss))
+    examiner = PreferenceExaminer(trainer, val, reference, partial(measure, loss=loss))
 
     if not trainer.resume():
         check_start(examiner.evaluate()["val_loss"], dpo_start(), machine.precision.name)
@@ -107,31 +95,16 @@ def main(config: PreferencesConfig, stage: Stage) -> dict:
     return metrics
 
 
-def open_rows(config: PreferencesConfig, stage: Stage, split: str) -> list[Any]:
-    """One split of every dataset of the config, planned into rows; both sides of a pair share one."""
-    from utils.packing.plan import plan_best_fit
-    from utils.packing.rows import RowsDataset
-    from utils.training.pairs import PackedPairs, pair_lengths
-    from utils.training.tuning import check_row_tokens
-
-    opened = []
-    for given in stage.inputs("data"):
-        given.file(f"{split}.bin")
-        dataset = RowsDataset(given.path, split, given.manifest.tokenizer["fingerprint"])
-        lengths = pair_lengths(dataset.lengths)
-        check_row_tokens(lengths, config.row_tokens, f"{given.path.name} ({split})")
-        order = stage.generator(f"{given.role}.{split}").permutation(len(lengths))
-        plan = plan_best_fit(lengths, config.row_tokens, order)
-        opened.append(PackedPairs(dataset, plan, config.row_tokens, pad=dataset.special.padding))
-    return opened
-
-
-def open_policy(config: PreferencesConfig, stage: Stage, attention: str) -> Any:
-    """The supervised model, ready to be trained further without dropout."""
+def open_policy(config: PreferencesConfig, stage: Stage, machine: Any) -> tuple[Any, int]:
+    """
+    The supervised model on its device, ready to be trained further without dropout, and how much of it is
+    trained.
+    """
     from utils.models.adapt import (
         LoRAShape,
         add_adapter,
         attach_adapter,
+        count_trainable,
         is_adapter,
         merge_adapter,
         without_dropout,
@@ -140,8 +113,10 @@ def open_policy(config: PreferencesConfig, stage: Stage, attention: str) -> Any:
     from utils.models.load import load_model
     from utils.pipeline.errors import ConfigError
     from utils.serving.adapters import recorded_base, refuse_other_base
+    from utils.training.attention import resolve_attention
 
     tuned = stage.input("model")
+    attention = resolve_attention(config, machine.device, machine.precision).resolved
     if is_adapter(tuned.path) != stage.has_input("base"):
         kind = "an adapter: name its base" if is_adapter(tuned.path) else "full weights: name no base"
         raise ConfigError(f'input "model" ({tuned.path.name}) holds {kind} in inputs.base')
@@ -168,20 +143,30 @@ def open_policy(config: PreferencesConfig, stage: Stage, attention: str) -> Any:
         )
     elif config.adapter == "none":
         model.requires_grad_(True)
-    return without_dropout(model)
+    model = without_dropout(model).to(machine.device)
+    trained, total = count_trainable(model)
+    stage.log("model", f"adapter {config.adapter}: {trained:,} of {total:,} parameters are trained")
+    return model, trained
 
 
-def cache_reference(stage: Stage, machine: Any, model: Any, splits: dict[str, list[Any]]) -> None:
-    """Log-probabilities of the policy before its first step, for every pair, computed once per build."""
+def open_reference(
+    config: PreferencesConfig, stage: Stage, machine: Any, model: Any, splits: dict[str, list[Any]]
+) -> Callable[[Any, Any], Any]:
+    """
+    What gives the reference's log-probabilities of a batch. Cached ones are those of the policy before its
+    first step, computed here for every pair, once per build.
+    """
     from utils.preferences.reference import cached
-    from utils.training.pairs import all_answer_logps
+    from utils.training.pairs import adapter_off_reference, all_answer_logps, cached_reference
 
+    if config.reference != "cached":
+        return adapter_off_reference
     with machine.precision.autocast():
         for split, opened in splits.items():
             for number, packed in enumerate(opened):
-                packed.reference = cached(
-                    stage.partial, f"{split}.{number}", partial(all_answer_logps, model, packed, 8)
-                )
+                compute = partial(all_answer_logps, model, packed, 8, stage.stop_point)
+                packed.reference = cached(stage.partial, f"{split}.{number}", compute)
+    return cached_reference
 
 
 def write_model(config: PreferencesConfig, stage: Stage, model: Any, encoder: Any, metrics: dict) -> None:
@@ -191,16 +176,15 @@ def write_model(config: PreferencesConfig, stage: Stage, model: Any, encoder: An
     """
     from utils.models.adapt import is_adapter, save_tuned
     from utils.models.load import copy_tokenizer
-    from utils.training.card import model_card
+    from utils.training.card import model_card, write_chat_texts
 
     tuned = stage.input("model")
     under = tuned.path if config.adapter == "new" and is_adapter(tuned.path) else None
     base = stage.input("base" if stage.has_input("base") else "model")
     save_tuned(model, stage.partial, stage.workspace.relative(base.path), encoder.stop_ids, below=under)
     copy_tokenizer(tuned.path, stage.partial)
-    (stage.partial / "chat_template.jinja").write_text(encoder.template.source, encoding="utf-8")
     card = model_card("Preference training", metrics, [], stage.waivers)
-    (stage.partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    write_chat_texts(stage.partial, encoder.template.source, card)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from utils.packing.inputs import MixedInputs, PackedData, epochs_of, short_names
+from utils.packing.inputs import MixedInputs, PackedData, check_row_tokens, epochs_of, short_names
+from utils.pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,12 @@ def test_packed_datasets_are_described_with_weight_and_share():
     data = SimpleNamespace(names=["books", "web"], weights=[3.0, 1.0], sizes=[(100, 32), (400, 32)])
     line = PackedData.describe(data, epochs_of(data, 800))
     assert line.startswith("books 6.00 epochs of 100 rows (weight 3, 75.00 % of the rows), web 0.50 epochs")
+
+
+def test_a_row_holds_one_id_more_than_its_inputs() -> None:
+    check_row_tokens(np.array([5, 257]), 256, "sft")
+    with pytest.raises(
+        ConfigError, match='"row_tokens": 255 is below the longest item of sft, which has 257 ids'
+    ) as refused:
+        check_row_tokens(np.array([5, 257]), 255, "sft")
+    assert "at least 256" in refused.value.fix

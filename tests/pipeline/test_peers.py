@@ -1,12 +1,13 @@
 """What several processes of a launch must have in common, and what is said when they do not."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
 from tests.pipeline.toy import Toy
 from tests.pipeline.toy_configs import CLASSES
-from utils.pipeline.ranks import Ranks
+from utils.pipeline.ranks import Farewell, Ranks
 from utils.pipeline.stage import Stage, execute
 
 OURS = "60_prepare_sft"
@@ -22,6 +23,9 @@ class FakeRanks(Ranks):
 
     def first_decides(self, decide: Callable) -> object:
         return decide()
+
+    def watched(self, farewell: Farewell) -> AbstractContextManager:
+        return nullcontext()
 
     def gather(self, value: Record) -> list[Record]:
         return [value, self.change(dict(value))]

@@ -5,13 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from tests.pipeline.toy import Toy
+from utils.pipeline import ranks as ranks_module
 from utils.pipeline.locks import exclusive
+from utils.pipeline.ranks import FAILED, Elsewhere, Ranks
 
 SCRIPT = """
 import json, sys
@@ -96,3 +100,54 @@ def test_two_processes_one_decision(toy: Toy, outcome: list[dict]) -> None:
     assert "is being built (pid" in texts[0] and "is tampered" in texts[0]
     assert toy.manifest("60_prepare_sft")["metrics"] == {"ranks": 2}
     assert toy.manifest("60_prepare_sft")["run"]["id"] == builds[0]["run"]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    """What two ranks would share, and a watch that is in a hurry."""
+    shared = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(ranks_module, "_store", lambda: shared)
+    monkeypatch.setattr(ranks_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(ranks_module, "PATIENCE_SECONDS", 0.2)
+    return shared
+
+
+class WatchedRank(Ranks):
+    """Rank 0 of two, whose process survives its end."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, world_size=2)
+        self.ended, self.heard = threading.Event(), []
+
+    def _end(self, code: int) -> None:
+        self.heard.append(code)
+        self.ended.set()
+
+    def said(self, error: Elsewhere) -> None:
+        self.heard += [str(error), error.exit_code]
+
+
+@pytest.mark.parametrize(("reason", "said"), [("no room", "rank 1: no room"), ("", "")])
+def test_a_rank_that_waits_follows_one_that_failed(store: TCPStore, reason: str, said: str) -> None:
+    rank = WatchedRank()
+    with rank.watched(rank.said):
+        assert not rank.ended.wait(0.1)
+        store.set(FAILED, json.dumps([1, 4, reason]))
+        assert rank.ended.wait(10)
+    assert rank.heard == [said, 4, 4]
+
+
+def test_a_rank_that_ends_by_itself_is_left_alone(store: TCPStore) -> None:
+    rank = WatchedRank()
+    with rank.watched(rank.said):
+        store.set(FAILED, json.dumps([1, 4, "no room"]))
+        time.sleep(0.05)
+    assert not rank.ended.wait(0.4) and not rank.heard
+
+
+def test_the_first_that_fails_is_the_one_to_follow(store: TCPStore) -> None:
+    for rank, reason in ((1, "no room"), (0, "broken connection")):
+        store.set(f"leaving/{1 - rank}", "")
+        store.set(f"gone/{1 - rank}", "")
+        assert Ranks(rank, 2, unsaid=reason)._meet(4)
+    assert json.loads(store.get(FAILED)) == [1, 4, "no room"]

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from tests.chat import toy_child, toy_ranks
 from tests.chat.toy_chain import (
     PREFERENCE_DATA,
     PREFERENCES,
@@ -25,10 +28,13 @@ from tests.chat.toy_chain import (
     run,
     toy_workspace,
 )
+from tests.training.ranks import finish_ranks, run_ranks, start_ranks
 from utils.models.adapt import attach_adapter, is_adapter
 from utils.models.load import load_model
 from utils.pipeline.manifest import Manifest, read_manifest
 from utils.pipeline.workspace import Workspace
+from utils.serving import batch
+from utils.training import examine_tuning, pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,6 +204,7 @@ def test_full_tuning_then_a_new_adapter_on_its_weights(prepared: Workspace) -> N
 
 
 SFT_REFUSED = [
+    ({"global_batch_tokens": 64_000}, 2, "a step would read the same row twice"),
     ({"row_tokens": 16}, 2, '"row_tokens": 16 is below the longest item of sft (train)'),
     ({"epochs": 1.0}, 2, "give either epochs or max_steps"),
     ({"tuning": {"target_modules": ["q_proj", "query"]}}, 2, 'no linear layer is called "query"'),
@@ -210,6 +217,7 @@ SFT_REFUSED = [
     ({"optimizer": {"learning_rate": -1}}, 2, "learning_rate -1.0 is below 0"),
 ]
 PREFERENCES_REFUSED = [
+    ({"global_batch_tokens": 64_000}, 2, "64,000 is 1,000 rows of 64 tokens, and there are only"),
     ({"row_tokens": 40}, 2, '"row_tokens": 40 is below the longest item of preferences (train)'),
     ({"method": "ipo"}, 2, "method"),
     ({"adapter": "continue"}, 2, 'reference "adapter_off" needs adapter "new"'),
@@ -274,7 +282,7 @@ def test_kill_and_resume_gives_the_same_weights(prepared: Workspace, stage: str,
     document = edited(document, output=f"checkpoints/toy/killed_{stage[:2]}", save_every_steps=2)
     config = prepared.path(f"config/toy/killed_{stage}.json")
     config.write_text(json.dumps(document), encoding="utf-8")
-    child = [sys.executable, str(ROOT / "tests/chat/toy_child.py"), str(prepared.root), stage, str(config)]
+    child = [sys.executable, toy_child.__file__, str(prepared.root), stage, str(config)]
     process = subprocess.Popen(child, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
     checkpoints = prepared.path(f"{document['output']}.partial/checkpoints")
     while process.poll() is None and not list(checkpoints.glob("step_*")):
@@ -292,6 +300,126 @@ def test_kill_and_resume_gives_the_same_weights(prepared: Workspace, stage: str,
     assert left.output_digest == right.output_digest
 
 
+MOMENTS = [(1, signal.SIGTERM, 75), (2, signal.SIGINT, 130), (4, signal.SIGTERM, 75)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "code"), MOMENTS, ids=["before step 1", "step 4", "the last step"]
+)
+def test_a_signal_while_answers_are_written_leaves_the_evaluation_to_the_next_process(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch, moment: int, number: int, code: int
+) -> None:
+    answers, calls, written = batch.greedy_answers, [], []
+
+    def signalled(*given: object, stopping: Callable[[], bool]) -> list[batch.Answer]:
+        calls.append(given)
+        if len(calls) == moment:
+            os.kill(os.getpid(), number)
+        found = answers(*given, stopping=stopping)
+        written.append(sum(len(each.ids) for each in found))
+        return found
+
+    document = edited(SFT, output=f"checkpoints/toy/asked{moment}")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "greedy_answers", signalled)
+        assert run(prepared, "70_train_sft", document) == code
+    assert len(written) == moment and not written[-1] and all(written[:-1])
+    assert left_unevaluated(prepared, document) == 4 * (moment - 1)
+    assert run(prepared, "70_train_sft", document) == 0
+    whole = manifest(prepared, "checkpoints/toy/sft").output_digest
+    assert manifest(prepared, document["output"]).output_digest == whole
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "code"), MOMENTS, ids=["before step 1", "step 4", "the last step"]
+)
+def test_a_signal_while_pairs_are_measured_leaves_the_evaluation_to_the_next_process(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch, moment: int, number: int, code: int
+) -> None:
+    """Between two of several batches; where they are cut changes last bits, so both runs cut alike."""
+    measured, spread, calls = examine_tuning.held_out_logps, examine_tuning.spread_batches, []
+    monkeypatch.setattr(examine_tuning, "spread_batches", partial(spread, rows_per_batch=1))
+
+    def signalled(*given: object) -> tuple:
+        calls.append(given)
+        if len(calls) == stopped_at:
+            os.kill(os.getpid(), number)
+        return measured(*given)
+
+    monkeypatch.setattr(examine_tuning, "held_out_logps", signalled)
+    stopped_at, whole = 0, edited(PREFERENCES, output=f"checkpoints/toy/by_one{moment}")
+    assert run(prepared, "90_train_preferences", whole) == 0
+    evaluations = len([row for row in history(prepared, whole) if "val_loss" in row])
+    per_evaluation = len(calls) // evaluations
+    assert evaluations == 4 and per_evaluation > 2
+    calls.clear()
+    stopped_at = per_evaluation * (moment - 1) + 2
+    document = edited(whole, output=f"checkpoints/toy/measured{moment}")
+    assert run(prepared, "90_train_preferences", document) == code
+    assert len(calls) == stopped_at
+    assert left_unevaluated(prepared, document) == 4 * (moment - 1)
+    assert run(prepared, "90_train_preferences", document) == 0
+    assert (
+        manifest(prepared, document["output"]).output_digest
+        == manifest(prepared, whole["output"]).output_digest
+    )
+
+
+def history(workspace: Workspace, document: dict) -> list[dict]:
+    lines = workspace.path(f"{document['output']}/history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def left_unevaluated(workspace: Workspace, document: dict) -> int:
+    """The step of the newest checkpoint, whose evaluation must be missing."""
+    folder = max(workspace.path(f"{document['output']}.partial/checkpoints").glob("step_*"))
+    state = json.loads((folder / "trainer.json").read_text())
+    assert state["unevaluated"]
+    return state["step"]
+
+
+def test_a_signal_while_the_reference_is_computed_leaves_at_the_next_batch(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, calls = pairs.answer_logps, []
+
+    def signalled(*given: object) -> torch.Tensor:
+        calls.append(given)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(*given)
+
+    document = edited(PREFERENCES, output="checkpoints/toy/unreferred", reference="cached")
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "answer_logps", signalled)
+        assert run(prepared, "90_train_preferences", document) == 75
+    assert len(calls) == 1
+    assert run(prepared, "90_train_preferences", document) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "document"), [("70_train_sft", SFT), ("90_train_preferences", PREFERENCES)]
+)
+def test_a_signal_for_one_of_two_ranks_inside_an_evaluation(
+    prepared: Workspace, stage: str, document: dict
+) -> None:
+    """The second evaluation, after step 4; both leave together, and end as two that nobody stopped."""
+    calm, stopped = (
+        edited(document, output=f"checkpoints/toy/{name}_{stage[:2]}") for name in ("calm", "stopped")
+    )
+    path = prepared.path("toy.json")
+    path.write_text(json.dumps(calm), encoding="utf-8")
+    run_ranks(prepared.root, stage, program=toy_ranks.__file__)
+    path.write_text(json.dumps(stopped), encoding="utf-8")
+    ranks = start_ranks(prepared.root, stage, program=toy_ranks.__file__, **{toy_ranks.STOPPED: "1 2"})
+    codes, said = finish_ranks(ranks)
+    assert codes == [75, 75], said
+    assert left_unevaluated(prepared, stopped) == 4
+    run_ranks(prepared.root, stage, program=toy_ranks.__file__)
+    left, right = (manifest(prepared, each["output"]).output_digest for each in (calm, stopped))
+    assert left == right
+
+
 def test_resume_with_a_changed_learning_rate_is_refused(
     prepared: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
@@ -299,13 +427,7 @@ def test_resume_with_a_changed_learning_rate_is_refused(
     partial = prepared.path("checkpoints/toy/changed.partial")
     config = prepared.path("config/toy/70_train_sft.changed.json")
     config.write_text(json.dumps(document), encoding="utf-8")
-    child = [
-        sys.executable,
-        str(ROOT / "tests/chat/toy_child.py"),
-        str(prepared.root),
-        "70_train_sft",
-        str(config),
-    ]
+    child = [sys.executable, toy_child.__file__, str(prepared.root), "70_train_sft", str(config)]
     process = subprocess.Popen(child, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     while process.poll() is None and not list(partial.glob("checkpoints/step_*")):
         time.sleep(0.01)

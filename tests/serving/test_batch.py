@@ -58,6 +58,17 @@ def test_answers_end_at_the_context_of_their_own_prompt(model) -> None:
     assert lengths == [2, 9, 0]
 
 
+def test_nothing_is_added_once_it_is_to_stop(model, prompts) -> None:
+    """In the middle of the second of several batches."""
+    whole = greedy_answers(model, prompts, 20, set(), batch_tokens=120)
+    asked = []
+    cut = greedy_answers(model, prompts, 20, set(), 120, stopping=lambda: asked.append(1) or len(asked) > 25)
+    lengths = [len(answer.ids) for answer in cut]
+    assert 0 in lengths and 20 in lengths and set(lengths) - {0, 20}
+    for first, second in zip(cut, whole, strict=True):
+        assert first.ids == second.ids[: len(first.ids)]
+
+
 def test_gaps_are_distances_of_the_two_best_logits(model, prompts) -> None:
     answer = greedy_answers(model, prompts[:1], 1, set())[0]
     with torch.inference_mode():

@@ -1,4 +1,7 @@
-"""Starting the toy stage as two processes without a launcher, which saves the seconds that one takes."""
+"""
+Starting the toy stage, or a program like it, as two processes without a launcher, which saves the seconds
+that one takes.
+"""
 
 import os
 import signal
@@ -13,14 +16,16 @@ from tests.training import toy_stage
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
-def start_ranks(root: Path, *arguments: str, count: int = 2, **environment: str) -> list[subprocess.Popen]:
-    """The toy stage under `root` in `count` processes that find each other."""
+def start_ranks(
+    root: Path, *arguments: str, count: int = 2, program: str = toy_stage.__file__, **environment: str
+) -> list[subprocess.Popen]:
+    """The toy stage, or `program`, under `root` in `count` processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     launch |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, toy_stage.__file__, str(root), "--config", str(root / "toy.json"), *arguments]
+    command = [sys.executable, program, str(root), "--config", str(root / "toy.json"), *arguments]
     return [
         subprocess.Popen(
             command,
@@ -42,9 +47,9 @@ def finish_ranks(ranks: list[subprocess.Popen], seconds: float = 300) -> tuple[l
     return [rank.returncode for rank in ranks], "\n".join(said)
 
 
-def run_ranks(root: Path, *arguments: str, **environment: str) -> str:
+def run_ranks(root: Path, *arguments: str, program: str = toy_stage.__file__, **environment: str) -> str:
     """Run to the end, which must be a good one."""
-    codes, said = finish_ranks(start_ranks(root, *arguments, **environment))
+    codes, said = finish_ranks(start_ranks(root, *arguments, program=program, **environment))
     assert set(codes) == {0}, said
     return said
 

@@ -144,6 +144,28 @@ def test_what_rank_0_meets_while_saving_ends_all_ranks_with_its_code(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failed", "code", "text"),
+    [
+        ("1 memory 8", 4, "out of memory on cpu in step 9"),
+        ("0 memory 8", 4, "out of memory on cpu in step 9"),
+        ("1 host memory 0", 4, "held at most (MemoryError)"),
+        ("0 disk 6", 4, "the disk is full"),
+        ("1 bug 8", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_one_rank_meets_alone_ends_the_other_that_waits_for_it(
+    tmp_path: Path, failed: str, code: int, text: str
+) -> None:
+    """The first to fail waits until the other comes along; alone, that would find a broken connection."""
+    root = prepared(tmp_path / "run", poisoned_rows=[22], steps=2000)
+    codes, said = finish_ranks(start_ranks(root, **{toy_stage.FAILED: failed}))
+    assert codes == [code, code], said
+    assert said.count(text) == 1 and said.count("Traceback") == (code == 1), said
+    assert ending(root) == ("failed", code)
+
+
+@pytest.mark.slow
 def test_a_signal_for_one_rank_inside_an_evaluation_leaves_it_to_the_next_start(tmp_path: Path) -> None:
     calm, stopped = (prepared(tmp_path / name) for name in ("calm", "stopped"))
     run_ranks(calm)

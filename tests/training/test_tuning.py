@@ -7,7 +7,7 @@ import pytest
 
 from utils.config.sft import TuningRun
 from utils.pipeline.errors import ConfigError
-from utils.training.tuning import check_context, check_row_tokens, plan_tuning
+from utils.training.tuning import check_context, plan_tuning
 
 
 class Run(TuningRun):
@@ -40,6 +40,17 @@ def test_the_learning_rate_is_the_config_s_or_that_of_the_mode() -> None:
     assert plan_tuning(given, 10, 2e-4).learning_rate == 0.5
 
 
+def test_a_batch_of_more_rows_than_there_are_is_refused_with_the_largest_that_would_do() -> None:
+    with pytest.raises(
+        ConfigError,
+        match='"global_batch_tokens": 2,048 is 8 rows of 256 tokens, and there are only 7: a step',
+    ) as refused:
+        plan_tuning(config(epochs=1.0), 7, 2e-4)
+    assert refused.value.fix == '"global_batch_tokens": 1792 or less, or more data'
+    assert plan_tuning(config(epochs=1.0, global_batch_tokens=1792), 7, 2e-4).batch_rows == 7
+    assert plan_tuning(config(epochs=1.0), 8, 2e-4).batch_rows == 8
+
+
 @pytest.mark.parametrize("changes", [{}, {"epochs": 1.0, "max_steps": 5}])
 def test_epochs_and_steps_exclude_each_other(changes: dict) -> None:
     with pytest.raises(ValueError, match="give either epochs or max_steps"):
@@ -51,12 +62,3 @@ def test_a_conversation_beyond_the_context_is_refused() -> None:
     check_context(splits, 129)
     with pytest.raises(ConfigError, match="the longest conversation has 130 ids, the model reads 128 tokens"):
         check_context(splits, 128)
-
-
-def test_a_row_holds_one_id_more_than_its_inputs() -> None:
-    check_row_tokens(np.array([5, 257]), 256, "sft")
-    with pytest.raises(
-        ConfigError, match='"row_tokens": 255 is below the longest item of sft, which has 257 ids'
-    ) as refused:
-        check_row_tokens(np.array([5, 257]), 255, "sft")
-    assert "at least 256" in refused.value.fix

@@ -5,16 +5,19 @@ What stage 50 reads, packed or raw, opened for training: datasets with their siz
     data.sizes                                   # [(rows, tokens per row)] of each dataset
     order = data.order(seed=0, batch_rows=32)    # next_step, cursor, restore; data.read makes batches of it
 
-and what stages 70 and 90 read, opened by them:
+and what stages 70 and 90 read, whole items planned into rows:
 
+    train = open_rows(stage, "train", row_tokens=256, packed=PackedConversations)
     mixed = MixedInputs(train, stage.inputs("data"), config.inputs.data, seed=0, batch_rows=8)
     mixed.epochs(steps=100)                      # {"sft": 2.4}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import numpy as np
 
 from utils.config.pretrain import PackedInput, PretrainConfig, RawInput
 from utils.packing.dataset import Batch, PackedDataset
@@ -28,13 +31,17 @@ from utils.packing.mixture import (
     read_draws,
     share_phrases,
 )
+from utils.packing.plan import plan_best_fit
 from utils.packing.raw import raw_file
+from utils.packing.rows import RowsDataset
 from utils.packing.shards import Encode, Encoder, RawText
 from utils.packing.stream import TextStream
+from utils.pipeline.errors import ConfigError
 from utils.pipeline.inputs import Input, Source
 from utils.pipeline.stage import Stage
 
 COUNTED_TOKENS = 2_000_000
+Packed = TypeVar("Packed", bound=Counted)
 
 
 class Tokenizer(Protocol):
@@ -114,6 +121,41 @@ class RawData:
     def read(rows: Batch) -> Batch:
         """The rows as they were drawn: a stream has read them by then."""
         return rows
+
+
+def open_rows(
+    stage: Stage,
+    split: str,
+    row_tokens: int,
+    packed: Callable[..., Packed],
+    item_lengths: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths,
+) -> list[Packed]:
+    """
+    One split of every dataset in the role "data", each as `packed(dataset, plan, row_tokens, pad=id)`.
+
+    `item_lengths` makes ids per item, which stays whole in a row, from ids per document. ConfigError when an
+    item is longer than a row.
+    """
+    opened = []
+    for given in stage.inputs("data"):
+        given.file(f"{split}.bin")
+        dataset = RowsDataset(given.path, split, given.manifest.tokenizer["fingerprint"])
+        lengths = item_lengths(dataset.lengths)
+        check_row_tokens(lengths, row_tokens, f"{given.path.name} ({split})")
+        order = stage.generator(f"{given.role}.{split}").permutation(len(lengths))
+        plan = plan_best_fit(lengths, row_tokens, order)
+        opened.append(packed(dataset, plan, row_tokens, pad=dataset.special.padding))
+    return opened
+
+
+def check_row_tokens(lengths: np.ndarray, row_tokens: int, where: str) -> None:
+    """ConfigError when an item is longer than a row: nothing is ever cut."""
+    longest = int(np.max(lengths))
+    if longest > row_tokens + 1:
+        raise ConfigError(
+            f'"row_tokens": {row_tokens:,} is below the longest item of {where}, which has {longest:,} ids',
+            fix=f'set "row_tokens" to at least {longest - 1:,}, or prepare the data with a lower limit',
+        )
 
 
 class Entry(Protocol):

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
 from utils.pipeline.peers import compare_ranks
 from utils.pipeline.placement import check_placement
-from utils.pipeline.ranks import WAIT_POLICY, Ranks
+from utils.pipeline.ranks import WAIT_POLICY, Elsewhere, Ranks
 from utils.pipeline.seal import repair
 from utils.pipeline.signals import StopRequest
 from utils.pipeline.verify import verify_artifact
@@ -201,6 +201,7 @@ def execute(
         message = f"{name} failed: {cause}; what was committed is kept"
         report = StageError(message, fix="make room or mend that, then rerun to continue").report()
         log.error(report, "failed", exit_code=StageError.exit_code)
+        ranks.unsaid = report
         return StageError.exit_code
 
 
@@ -254,12 +255,20 @@ def _run(
             _take_output(output, workspace, log, stack)
         return begin_build(name, loaded, workspace, output, arguments, log, forecast)
 
+    def farewell(error: Elsewhere) -> None:
+        if str(error):
+            with suppress(OSError):  # a full disk takes no log line
+                log.error(str(error), "failed", exit_code=error.exit_code)
+        if ranks.is_main and not arguments.dry_run:
+            record_ending(workspace, output, error, building=build is not None)
+
     build = None
     try:
-        build = ranks.first_decides(begin)
-        if build is None:
-            return 0
-        compare_ranks(ranks, build, loaded, stop)
+        with ranks.watched(farewell):
+            build = ranks.first_decides(begin)
+            if build is None:
+                return 0
+            compare_ranks(ranks, build, loaded, stop)
         log.path = build.partial / LOG_FOLDER / "events.jsonl"
         with ExitStack() as leaving:
             stage = Stage(
@@ -277,8 +286,12 @@ def _run(
             )
             if ranks.world_size == 1:  # several agree on it in the loop
                 stage.stop_point()
-            metrics = main(loaded.config, stage)
-        ranks.first_decides(lambda: finish_build(build, metrics, stage.tokenizer, stage.rates, started, log))
+            with ranks.watched(farewell):
+                metrics = main(loaded.config, stage)
+        with ranks.watched(farewell):
+            ranks.first_decides(
+                lambda: finish_build(build, metrics, stage.tokenizer, stage.rates, started, log)
+            )
     except BaseException as error:
         if ranks.is_main and not arguments.dry_run:
             record_ending(workspace, output, error, building=build is not None)

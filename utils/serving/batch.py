@@ -9,7 +9,7 @@ answers end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,14 +36,15 @@ def greedy_answers(
     max_tokens: int,
     stop_ids: set[int] | frozenset[int],
     batch_tokens: int = 16_384,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """
     The likeliest continuation of each prompt, at most `max_tokens` long and never past the model's
-    context.
+    context. Once `stopping`, nothing is added any more.
     """
     answers = [Answer() for _ in prompts]
     for batch in _batches(prompts, max_tokens, batch_tokens, model.config.max_position_embeddings):
-        _answer_batch(model, prompts, batch, answers, max_tokens, stop_ids)
+        _answer_batch(model, prompts, batch, answers, max_tokens, stop_ids, stopping)
     return answers
 
 
@@ -70,6 +71,7 @@ def _answer_batch(
     answers: list[Answer],
     max_tokens: int,
     stop_ids: set[int] | frozenset[int],
+    stopping: Callable[[], bool],
 ) -> None:
     import torch
 
@@ -80,7 +82,7 @@ def _answer_batch(
     tokens = torch.tensor(rows, device=model.device)
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=model.device)
     running, cache = list(zip(batch, room, strict=True)), None
-    while True:
+    while not stopping():
         logits, cache = _step(model, tokens, mask, cache)
         best = logits.topk(2, dim=-1)
         for row, (index, _) in enumerate(running):

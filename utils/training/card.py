@@ -2,9 +2,11 @@
 MODEL_CARD.md: what the model is, in numbers from the run; no dates, so the same run writes the same card.
 
     (folder / "MODEL_CARD.md").write_text(model_card("Base model demo", metrics, samples, waivers))
+    write_chat_texts(folder, template.source, card)      # beside a model that answers: its template as well
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 def model_card(
@@ -22,6 +24,12 @@ def model_card(
             f"- {row['stage']}: {row['verdict']} {row['component']}: {row['reason']}" for row in waivers
         ]
     return "\n".join(lines) + "\n"
+
+
+def write_chat_texts(folder: Path, template: str, card: str) -> None:
+    """chat_template.jinja and MODEL_CARD.md."""
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
 def _drawn(row: Mapping) -> str:

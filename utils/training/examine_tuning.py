@@ -1,9 +1,9 @@
 """
 How a fine-tuning run is judged along the way: held-out loss, greedy answers, pairs won.
 
-    examiner = AnswerExaminer(trainer, batches, questions, answer)           # stage 70
-    examiner = PreferenceExaminer(trainer, batches, reference, measure)      # stage 90
-    examiner.evaluate()          # observes val_loss and what else is measured
+    examiner = AnswerExaminer(trainer, val, questions, answer)           # stage 70
+    examiner = PreferenceExaminer(trainer, val, reference, measure)      # stage 90
+    examiner.evaluate()          # observes val_loss and what else is measured; leaves when asked to stop
     examiner.figures()           # for the manifest: before training, and of the published weights
 """
 
@@ -17,6 +17,7 @@ from utils.training.attention import any_precision
 from utils.training.loop import Trainer
 from utils.training.loss import Batch
 from utils.training.pairs import PairBatch, held_out_logps
+from utils.training.validation import RowReader, spread_batches
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,20 @@ class HeldOutQuestion:
     expected: str
 
 
+Stopping = Callable[[], bool]
+
+
 class AnswerExaminer:
-    """`answer(model)` writes one text per question."""
+    """`answer(model, stopping)` writes one text per question, cut short once `stopping`."""
 
     def __init__(
         self,
         trainer: Trainer,
-        batches: Sequence[Batch],
+        val: Sequence[RowReader],
         questions: Sequence[HeldOutQuestion],
-        answer: Callable[[nn.Module], list[str]],
+        answer: Callable[[nn.Module, Stopping], list[str]],
     ) -> None:
-        self._trainer, self._batches = trainer, batches
+        self._trainer, self._batches = trainer, _held_out(trainer, val)
         self._questions, self._answer = questions, answer
 
     def evaluate(self) -> None:
@@ -47,8 +51,12 @@ class AnswerExaminer:
         """
         trainer = self._trainer
         numbers = {"val_loss": trainer.validate(self._batches)}
-        if self._questions:
-            numbers["exact_match"] = self._ask()
+        answers = self._ask() if self._questions else []
+        trainer.leave_if_asked()
+        for text, asked in answers:
+            trainer.record("samples", {"prompt": asked.prompt, "expected": asked.expected, "answer": text})
+        if answers:
+            numbers["exact_match"] = _share_met(answers)
         if trainer.step:
             trainer.observe(**numbers)
         else:
@@ -57,19 +65,15 @@ class AnswerExaminer:
                 "eval", ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()), step=0
             )
 
-    def _ask(self) -> float:
-        """Share of answers that are word for word the expected one."""
-        model = self._trainer.model
+    def _ask(self) -> list[tuple[str, HeldOutQuestion]]:
+        """An answer to each question, cut short when asked to stop."""
+        trainer, model = self._trainer, self._trainer.model
         was_training = model.training
         model.eval()
-        with self._trainer.whole_model(), any_precision(model):
-            answers = list(zip(self._answer(model), self._questions, strict=True))
+        with trainer.whole_model(), any_precision(model):
+            texts = self._answer(model, lambda: trainer.stage.stopping)
         model.train(was_training)
-        for text, asked in answers:
-            self._trainer.record(
-                "samples", {"prompt": asked.prompt, "expected": asked.expected, "answer": text}
-            )
-        return sum(text.split() == asked.expected.split() for text, asked in answers) / len(answers)
+        return list(zip(texts, self._questions, strict=True))
 
     def figures(self) -> dict:
         """Held-out figures before training and of the published weights."""
@@ -84,18 +88,24 @@ class PreferenceExaminer:
     def __init__(
         self,
         trainer: Trainer,
-        batches: Sequence[PairBatch],
+        val: Sequence[RowReader],
         reference: Callable[[nn.Module, PairBatch], Tensor],
         measure: Callable[[np.ndarray, np.ndarray], dict[str, float]],
     ) -> None:
-        self._trainer, self._batches, self._reference, self._measure = trainer, batches, reference, measure
+        self._trainer, self._batches = trainer, _held_out(trainer, val)
+        self._reference, self._measure = reference, measure
         self._warned = False
 
     def evaluate(self) -> dict[str, float]:
         """Measure the weights as they are; those before the first step are no candidate."""
         trainer = self._trainer
         with trainer.whole_model(), trainer.machine.precision.autocast():
-            numbers = self._measure(*held_out_logps(trainer.model, self._batches, self._reference))
+            parts = [
+                held_out_logps(trainer.model, [batch], self._reference)
+                for batch in trainer.until_asked(self._batches)
+            ]
+        trainer.leave_if_asked()
+        numbers = self._measure(*map(np.concatenate, zip(*parts, strict=True)))
         if trainer.step:
             trainer.observe(**numbers)
         else:
@@ -123,6 +133,16 @@ class PreferenceExaminer:
         return {"initial_preference": first["preference"], "initial_val_loss": first["val_loss"]} | {
             name: chosen[name] for name in names
         }
+
+
+def _held_out(trainer: Trainer, val: Sequence[RowReader]) -> list[Batch]:
+    """The fixed rows of each validation split that every evaluation reads."""
+    return [batch for each in val for batch in spread_batches(each, trainer.config.eval_max_tokens)]
+
+
+def _share_met(answers: Sequence[tuple[str, HeldOutQuestion]]) -> float:
+    """Share of answers that are word for word the expected one."""
+    return sum(text.split() == asked.expected.split() for text, asked in answers) / len(answers)
 
 
 def published_rows(trainer: Trainer) -> tuple[dict, dict]:

@@ -102,12 +102,18 @@ def score_answers(model: nn.Module, batch: PairBatch, with_entropy: bool = False
 
 
 @torch.no_grad()
-def all_answer_logps(model: nn.Module, packed: PackedPairs, rows_per_batch: int) -> np.ndarray:
-    """Log-probabilities of every pair of a dataset, float64 [pairs, 2], without dropout."""
+def all_answer_logps(
+    model: nn.Module, packed: PackedPairs, rows_per_batch: int, stop_point: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """
+    Log-probabilities of every pair of a dataset, float64 [pairs, 2], without dropout. `stop_point` may raise
+    between two batches.
+    """
     was_training = model.training
     model.eval()
     logps = np.empty((packed.num_pairs, 2))
     for start in range(0, packed.num_rows, rows_per_batch):
+        stop_point()
         batch = packed.rows(range(start, min(start + rows_per_batch, packed.num_rows)))
         logps[batch.index] = answer_logps(model, batch).cpu().numpy()
     model.train(was_training)

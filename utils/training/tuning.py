@@ -2,7 +2,6 @@
 The arithmetic of fine-tuning: rows, steps and learning rate, and what is refused before it starts.
 
     check_layout(stage.inputs("data"), "chat", "60_prepare_sft")
-    check_row_tokens(dataset.lengths, config.row_tokens, "data/demo/sft")
     check_context(train + val, model.config.max_position_embeddings)
     plan = plan_tuning(config, num_rows=812, auto_learning_rate=2e-4)    # .steps .batch_rows .learning_rate
 """
@@ -47,24 +46,19 @@ class TuningPlan:
 def plan_tuning(config: TuningRun, num_rows: int, auto_learning_rate: float) -> TuningPlan:
     """
     Steps from `epochs` or `max_steps`; a step holds `global_batch_tokens` rounded to whole rows, at least
-    one.
+    one. ConfigError when that is more rows than there are.
     """
-    batch_rows = max(1, round(config.global_batch_tokens / config.row_tokens))
-    steps = config.max_steps or max(1, math.ceil(config.epochs * num_rows / batch_rows))
-    asked = config.optimizer.learning_rate
-    return TuningPlan(
-        steps, batch_rows, num_rows, config.row_tokens, auto_learning_rate if asked == "auto" else asked
-    )
-
-
-def check_row_tokens(lengths: np.ndarray, row_tokens: int, where: str) -> None:
-    """ConfigError when an item is longer than a row: nothing is ever cut."""
-    longest = int(np.max(lengths))
-    if longest > row_tokens + 1:
+    asked, row_tokens = config.global_batch_tokens, config.row_tokens
+    batch_rows = max(1, round(asked / row_tokens))
+    if batch_rows > num_rows:
         raise ConfigError(
-            f'"row_tokens": {row_tokens:,} is below the longest item of {where}, which has {longest:,} ids',
-            fix=f'set "row_tokens" to at least {longest - 1:,}, or prepare the data with a lower limit',
+            f'"global_batch_tokens": {asked:,} is {batch_rows:,} rows of {row_tokens:,} tokens, '
+            f"and there are only {num_rows:,}: a step would read the same row twice",
+            fix=f'"global_batch_tokens": {num_rows * row_tokens} or less, or more data',
         )
+    steps = config.max_steps or max(1, math.ceil(config.epochs * num_rows / batch_rows))
+    rate = config.optimizer.learning_rate
+    return TuningPlan(steps, batch_rows, num_rows, row_tokens, auto_learning_rate if rate == "auto" else rate)
 
 
 def check_context(splits: Sequence[PackedConversations], context_tokens: int) -> None:
