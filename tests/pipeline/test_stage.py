@@ -12,11 +12,12 @@ import pytest
 from tests.pipeline.rows import answers
 from tests.pipeline.toy import Toy, all_files
 from tests.pipeline.toy_configs import CLASSES
+from utils.config.corpus import CorpusConfig
 from utils.pipeline import build as build_module
 from utils.pipeline.errors import ConfigError, DataError, UpstreamError
 from utils.pipeline.journal import Journal
 from utils.pipeline.seal import partial_of
-from utils.pipeline.stage import Stage
+from utils.pipeline.stage import Stage, run_stage
 
 PACK = "40_pack_dataset"
 
@@ -255,3 +256,20 @@ def test_metrics_and_rates_go_to_their_places(toy: Toy) -> None:
     assert manifest["run"]["argv"][:2] == ["scripts/20_prepare_corpus.py", "--config"]
     host = manifest["run"]["host_class"]
     assert os.uname().nodename not in host and re.search(r"\d+ cores, \d+ GiB, (no )?GPU", host)
+
+
+@pytest.mark.parametrize("chosen", ["", "ACTIVE"])
+def test_threads_spin_shortly_before_they_sleep_unless_the_user_chose(
+    chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is undone
+        monkeypatch.delenv(name)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    monkeypatch.setattr("sys.argv", ["20_prepare_corpus.py", "--config", "none.json"])
+    with pytest.raises(SystemExit):
+        run_stage("20_prepare_corpus", CorpusConfig, lambda config, stage: {})
+    found = {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    expected = (chosen, None) if chosen else ("PASSIVE", "1000")
+    assert tuple(found.values()) == expected

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 T = TypeVar("T")
-WAIT_POLICY = "PASSIVE"
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """
-How torch's threads wait for each other, read when torch loads: asleep. By default they spin, and on cores
-that something else uses as well (another rank, another run) the spinning takes the time that the work needs.
+How torch's threads wait for each other, read when torch loads: asleep, in GNU's OpenMP after some ten
+microseconds of spinning. By default they spin for long, and on cores that something else uses as well
+(another rank, another run) that takes the time which the work needs; without any spinning a step of many
+small operations waits for threads to wake up.
 """
 MEETING_SECONDS = 20.0
 """How long a rank that is done waits for the others to be done as well; it may have failed alone."""

@@ -41,7 +41,7 @@ from utils.pipeline.log import LEVELS, Log
 from utils.pipeline.manifest import LOG_FOLDER
 from utils.pipeline.peers import compare_ranks
 from utils.pipeline.placement import check_placement
-from utils.pipeline.ranks import WAIT_POLICY, Elsewhere, Ranks
+from utils.pipeline.ranks import WAITING, Elsewhere, Ranks
 from utils.pipeline.seal import repair
 from utils.pipeline.signals import StopRequest
 from utils.pipeline.verify import verify_artifact
@@ -154,7 +154,8 @@ def run_stage(
     Run a stage from the command line and leave the process with its exit code; `forecast` says what a dry
     run would cost.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(WAITING)
     ranks = Ranks.from_environment()
     argv = sys.argv[1:]
     ranks.leave(
