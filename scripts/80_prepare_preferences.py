@@ -60,7 +60,7 @@ def main(config: PreferenceDataConfig, stage: Stage) -> dict:
         "pairs", build.stats, tally, formats=formats, notes=dict(sorted(build.notes.items()))
     )
     stage.set_tokenizer(block)
-    write_description(stage, "Preference pairs", stats, encoder, config.template)
+    write_description(stage, "Preference pairs", stats, encoder, config.template, config.sources)
     return {"template": config.template, "end_of_turn": encoder.end_of_turn} | stats
 
 

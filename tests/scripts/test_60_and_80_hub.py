@@ -17,7 +17,14 @@ from utils.pipeline.manifest import read_manifest
 from utils.pipeline.workspace import Workspace
 
 CHATS = {"name": "web", "kind": "hub", "id": "me/chats", "ignore_fields": ["note"]}
-PAIRS = {"name": "web", "kind": "hub", "id": "me/pairs", "split": "train_prefs", "format": "dpo"}
+PAIRS = {
+    "name": "web",
+    "kind": "hub",
+    "id": "me/pairs",
+    "split": "train_prefs",
+    "format": "dpo",
+    "licence": "MIT",
+}
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +119,18 @@ def test_pairs_of_whole_dialogues_are_read_and_no_more_of_them_than_asked(hub: F
     assert code == 0, said
     source = read_manifest(workspace.path("data/toy/pairs"))[0].sources[0]
     assert (source.id, source.rows_read, source.rows_kept) == ("me/pairs, train_prefs", 45, 45)
+    card = workspace.path("data/toy/pairs/DATA_CARD.md").read_text()
+    commit = hub.branches["me/pairs"]["main"]
+    said = f"`me/pairs` of the Hugging Face Hub, split train_prefs, commit {commit}, licence MIT."
+    assert card.endswith(f"Source web: {said}\n")
 
 
 @pytest.mark.slow
 def test_what_the_hub_lacks_is_said_in_one_line(hub: FakeHub, workspace: Workspace):
     cases = {
         'source "web": there is no dataset me/none on the Hub': ({"id": "me/none"}, 2),
+        'source "web": "me/a--b" cannot be the name of a dataset of the Hub': ({"id": "me/a--b"}, 2),
+        '"sources[0].revision"': ({"revision": ""}, 2),
         'source "web" (me/chats): Bad split: test.': ({"split": "test"}, 2),
         'source "web" of kind "hub" needs "id"': ({"id": ""}, 2),
         'source "web" of kind "hub" takes no "paths"': ({"paths": ["data/raw/*"]}, 2),

@@ -6,13 +6,14 @@ Statistics and the DATA_CARD of a prepared chat dataset; counts only, so that tw
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from utils.chat.masks import ChatEncoder
 from utils.chat.prepare import Tally
+from utils.config.chat_data import ChatSource
 from utils.pipeline.stage import Stage
 from utils.pipeline.tokenizer_files import TEMPLATE_FILE
 
@@ -61,15 +62,33 @@ def dataset_stats(layout: str, splits: Mapping[str, SplitStats], tally: Tally, *
     }
 
 
-def write_description(stage: Stage, title: str, stats: Mapping, encoder: ChatEncoder, template: str) -> None:
+def write_description(
+    stage: Stage,
+    title: str,
+    stats: Mapping,
+    encoder: ChatEncoder,
+    template: str,
+    sources: Sequence[ChatSource] = (),
+) -> None:
     """stats.json, DATA_CARD.md and the template itself, and one log line per split."""
     card = data_card(title, stats, template, encoder.end_of_turn, encoder.has_control_marks)
+    card += "".join(_origin(stage, source) for source in sources)
     (stage.partial / TEMPLATE_FILE).write_text(encoder.template.source, encoding="utf-8")
     (stage.partial / "stats.json").write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")
     (stage.partial / "DATA_CARD.md").write_text(card, encoding="utf-8")
     for split, row in stats["splits"].items():
         share = f"{row['trained_share']:.0%} trained"
         stage.log("split", f"{split}: {row['sequences']:,} sequences, {row['tokens']:,} tokens, {share}")
+
+
+def _origin(stage: Stage, source: ChatSource) -> str:
+    """A line on a dataset of the Hub and on a licence; "" where there is nothing to say."""
+    said = []
+    if source.kind == "hub":
+        commit = stage.source(source.name).external.resolved_revision
+        said += [f"`{source.id}` of the Hugging Face Hub", f"split {source.split}", f"commit {commit}"]
+    said += [f"licence {source.licence}"] if source.licence else []
+    return f"\nSource {source.name}: {', '.join(said)}.\n" if said else ""
 
 
 def data_card(title: str, stats: Mapping, template: str, end_of_turn: str, control_marks: bool) -> str:

@@ -47,10 +47,12 @@ class ChatSource(Section):
     """Hub: name of the dataset, such as "HuggingFaceTB/smol-smoltalk"; its code is never run."""
     subset: Annotated[str, Neutral("")] = ""
     """Hub: configuration of the dataset; "" = its default."""
-    split: Annotated[str, Neutral("train")] = "train"
+    split: Annotated[str, Neutral("train")] = Field(default="train", min_length=1)
     """Hub: split of the dataset."""
-    revision: Annotated[str, Neutral("main")] = "main"
+    revision: Annotated[str, Neutral("main")] = Field(default="main", min_length=1)
     """Hub: branch, tag or commit; resolved to a commit before reading, which is what enters the key."""
+    licence: Annotated[str, Neutral("")] = ""
+    """Licence of the rows, for the data card."""
     fields: dict[str, str] = {}
     """Foreign field names by dotted path with list indices, as in {"answer": "responses.0.text"}."""
     ignore_fields: list[str] = []

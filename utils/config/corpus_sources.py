@@ -112,9 +112,9 @@ class HubSource(SourceSection):
     """Name of the dataset, such as "HuggingFaceFW/fineweb-edu"."""
     subset: str = ""
     """Configuration of the dataset; "" = its default."""
-    split: str = "train"
+    split: str = Field(default="train", min_length=1)
     """Split of the dataset."""
-    revision: str = "main"
+    revision: str = Field(default="main", min_length=1)
     """Branch, tag or commit; resolved to a commit before reading, which is what enters the key."""
     fields: FieldMapping = FieldMapping()
     """Field mapping of the rows."""

@@ -170,7 +170,7 @@ def _give_up_or_wait(
     if failures >= TRIES:
         raise StageError(
             f"{_name(dataset)}: the Hub could not be read, {TRIES} tries in a row: {_short(error)}",
-            fix="rerun to continue where reading stopped",
+            fix="look whether there is a network, then rerun to continue where reading stopped",
         ) from None
     seconds = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
     log("waiting", f"{_name(dataset)}: {_short(error)}; try {failures + 1} of {TRIES} in {seconds:.0f} s")

@@ -222,9 +222,9 @@ def finish_build(build: Build, metrics: dict, tokenizer: dict, rates: dict, star
 
 
 def _speed(rates: dict) -> str:
-    """`612,000 tokens/s, ` for tokens_per_second; other rates are for the manifest only."""
-    speed = rates.get("tokens_per_second")
-    return f"{speed:,.0f} tokens/s, " if speed else ""
+    """`612,000 tokens/s, ` for tokens_per_second, also for pairs; other rates are for the manifest only."""
+    speeds = {unit: rates.get(f"{unit}_per_second") for unit in ("tokens", "pairs")}
+    return "".join(f"{speed:,.0f} {unit}/s, " for unit, speed in speeds.items() if speed)
 
 
 def _second_look(build: Build) -> None:

@@ -58,6 +58,7 @@ def resolve_revision(name: str, dataset: str, revision: str) -> str:
     """The commit that a branch or tag of a dataset stands for now. Asks the Hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
+        HFValidationError,
         HTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -66,6 +67,10 @@ def resolve_revision(name: str, dataset: str, revision: str) -> str:
 
     try:
         return HfApi().dataset_info(dataset, revision=revision).sha
+    except HFValidationError:
+        raise ConfigError(
+            f'source "{name}": "{dataset}" cannot be the name of a dataset of the Hub', fix="write owner/name"
+        ) from None
     except RevisionNotFoundError:
         raise ConfigError(
             f'source "{name}": dataset {dataset} has no revision "{revision}"',
@@ -79,7 +84,7 @@ def resolve_revision(name: str, dataset: str, revision: str) -> str:
     except OfflineModeIsEnabled:
         raise StageError(
             f'source "{name}": revision "{revision}" must be asked from the Hub, and HF_HUB_OFFLINE is set',
-            fix="unset HF_HUB_OFFLINE, or write a commit of 40 digits as the revision",
+            fix="unset HF_HUB_OFFLINE",
         ) from None
     except (OSError, HTTPError) as error:
         raise StageError(

@@ -55,6 +55,10 @@ def _cached_or_fetched(id: str, commit: str, name: str) -> str:
         return known if isinstance(known, str) else ""  # a marker: known not to exist
     try:
         return hf_hub_download(id, name, revision=commit)
+    except errors.HFValidationError:
+        raise ConfigError(
+            f'"{id}" cannot be the name of a model of the Hub', fix="write owner/name"
+        ) from None
     except errors.LocalEntryNotFoundError as error:
         raise StageError(
             f"{name} of {id} at {commit[:12]} is not in the cache and the Hub cannot be reached: {error}",

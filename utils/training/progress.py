@@ -78,9 +78,13 @@ class Progress:
         if report.step % self._config.log_every_steps == 0 or report.step == self._steps:
             self._line(report, rates)
 
-    def _rates(self, tokens_per_second: float) -> dict[str, float]:
-        shares = self.speed.shares(tokens_per_second) if self.speed else {}
-        return {"tokens_per_second": tokens_per_second} | shares
+    @property
+    def _rate_name(self) -> str:
+        return f"{self._unit}_per_second"
+
+    def _rates(self, units_per_second: float) -> dict[str, float]:
+        shares = self.speed.shares(units_per_second) if self.speed else {}
+        return {self._rate_name: units_per_second} | shares
 
     def _numbers(self, report: StepReport) -> dict[str, float]:
         """The clock-free row without what is not finite, what follows from it, and what the step took."""
@@ -118,11 +122,11 @@ class Progress:
         parts += [
             *(f"{name} {report.row[name]:.3f}" for name in ("s", "b") if report.row.get(name) is not None),
             f"|g| {norm:.2f}" if norm is not None else "|g| not finite",
-            f"{rates['tokens_per_second']:,.0f} {self._unit}/s",
+            f"{rates[self._rate_name]:,.0f} {self._unit}/s",
             *(f"{name} {share:.2f}" for name, share in rates.items() if name in SHARES),
             f"eta {_span(self._timing.seconds_left(report.step))}",
         ]
-        said = {"loss": report.loss, "tokens_per_second": round(rates["tokens_per_second"])}
+        said = {"loss": report.loss, self._rate_name: round(rates[self._rate_name])}
         live = report.step < self._steps  # the last line stays
         self._stage.log("step", "  ".join(parts), live=live, step=report.step, **said)
 
