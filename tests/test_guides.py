@@ -14,6 +14,7 @@ from utils.config.generate import GenerateConfig
 from utils.config.pack import PackConfig
 from utils.config.pretrain import PretrainConfig
 from utils.config.sft import SFTConfig
+from utils.config.sft_data import SFTDataConfig
 from utils.config.tokenizer import TokenizerConfig
 from utils.config.transform import SFTToDPOConfig
 from utils.pipeline.config_file import merge
@@ -46,6 +47,12 @@ def blocks(guide: str, language: str) -> list[str]:
 def commands(guide: str) -> list[str]:
     lines = "\n".join(blocks(guide, "sh")).splitlines()
     return [line for line in lines if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("block", blocks("chat_data.md", "json"))
+def test_blocks_on_chats_are_valid_configs(block: str) -> None:
+    inputs = {"tokenizer": "data/mine/tokenizer", "generated": "data/mine/generated"}
+    SFTDataConfig.model_validate({"output": "data/mine/sft", "inputs": inputs} | json.loads(block))
 
 
 @pytest.mark.parametrize("block", blocks("generate.md", "json"))
