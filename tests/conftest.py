@@ -23,8 +23,10 @@ FILES = ("Makefile", "README.md", "requirements.txt", "requirements-dev.txt", "p
 def pytest_configure() -> None:
     """
     Ctrl-C must reach the programs under test, also when the tests themselves were started in the
-    background. No property holds only on a fast machine, so examples have no deadline.
+    background. No property holds only on a fast machine, so examples have no deadline. Workers share the
+    cores, so threads that wait must sleep; the variable is read when torch loads.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
     if threading.current_thread() is threading.main_thread():
