@@ -52,7 +52,9 @@ def commands(guide: str) -> list[str]:
 @pytest.mark.parametrize("block", blocks("chat_data.md", "json"))
 def test_blocks_on_chats_are_valid_configs(block: str) -> None:
     inputs = {"tokenizer": "data/mine/tokenizer", "generated": "data/mine/generated"}
-    SFTDataConfig.model_validate({"output": "data/mine/sft", "inputs": inputs} | json.loads(block))
+    part = json.loads(block)
+    config = SFTDataConfig.model_validate({"output": "data/mine/sft", "inputs": inputs} | part)
+    assert part and set(part) <= config.model_fields_set
 
 
 @pytest.mark.parametrize("block", blocks("generate.md", "json"))

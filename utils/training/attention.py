@@ -38,7 +38,7 @@ INSTALL = "pip install flash-attn --no-build-isolation"
 
 
 def resolve_attention(config: TrainingConfig, device: torch.device, precision: Precision) -> Choice:
-    """The form of attention of a run. ConfigError when flash attention is asked for and cannot run."""
+    """The form of attention of a run. ConfigError for one that is asked for and cannot run here."""
     asked = config.attention
     if asked in ("sdpa", "eager"):
         return Choice(asked, asked)
